@@ -1,0 +1,301 @@
+"""The server's end of the engine socket, for asyncio. Connects, reconnects for ever, and knows how the engine is."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from appliance.engine.delta_stream import DeltaStream
+from appliance.engine.frames import FrameError, FrameSplitter
+from appliance.protocol.wire import (
+    AbortRequests,
+    AddRequest,
+    EngineReady,
+    FromEngine,
+    Heartbeat,
+    Phase,
+    PhaseChange,
+    Ping,
+    ResetPrefixCache,
+    SchedulerStats,
+    StepOutputs,
+    ToEngine,
+    TokenDelta,
+    TraceEvent,
+    decode_from_engine,
+    encode,
+)
+
+log = logging.getLogger(__name__)
+
+# With work, steps must happen. One step is at most a full token budget of prefill, which on a slow processor takes
+# seconds; a step that takes a minute is taken for one that never ends.
+STEP_STALL_SECONDS = 60.0
+# Without work the loop answers a ping within a millisecond. Ten seconds leave room for one long step on behalf of
+# another server that uses the same engine.
+HEARTBEAT_STALL_SECONDS = 10.0
+# A local socket that refuses costs next to nothing, so the engine is found again soon after it is back.
+RECONNECT_SECONDS = (0.05, 1.0)
+
+
+class EngineError(Exception):
+    """Something between server and engine failed. `message` is a sentence for people."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class EngineUnavailable(EngineError):
+    """The engine is not connected or not ready, or it died while the request ran. Sending again later may work."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStatus:
+    """What is known of the engine at this moment. Times are seconds of `time.monotonic()`, ages are seconds."""
+
+    phase: Phase
+    detail: str  # for people; with phase "failed" the reason and the fix
+    progress: float | None  # 0..1 while weights load
+    connected: bool
+    since: float  # when this phase began
+    ready: EngineReady | None  # only while the engine is connected and past its start
+    stats: SchedulerStats  # the newest known, of the engine that is connected or was last
+    last_step_age: float | None  # since a step was last seen to end, or work began if later; None without work
+    heartbeat_age: float | None  # since the step loop was last heard; None before it was
+
+
+class EngineClient:
+    """One connection to one engine, shared by all requests of a server.
+
+    `on_stats` is called with each snapshot that arrives (after steps, and about once a second in between), `on_trace`
+    with each event of requests that set `trace`. Neither may block.
+    """
+
+    def __init__(
+        self,
+        socket_path: Path,
+        *,
+        heartbeat_interval: float = 1.0,
+        on_trace: Callable[[TraceEvent], None] | None = None,
+        on_stats: Callable[[SchedulerStats], None] | None = None,
+    ) -> None:
+        self.on_trace = on_trace
+        self.on_stats = on_stats
+        self._socket_path = socket_path
+        self._heartbeat_interval = heartbeat_interval
+        self._streams: dict[str, DeltaStream] = {}
+        self._connection: _Connection | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._ready: EngineReady | None = None
+        self._phase: Phase = "starting"
+        self._detail = "Waiting for the engine process"
+        self._progress: float | None = None
+        self._since = time.monotonic()
+        self._stats = SchedulerStats()
+        self._engine_busy = False
+        self._work_or_step_at = time.monotonic()
+        self._heard_at: float | None = None
+
+    # ---- life ----------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Connect, and reconnect for ever, in the background. Returns at once; see `status`."""
+        self._task = asyncio.create_task(self._stay_connected(), name="engine-client")
+
+    async def close(self) -> None:
+        """Disconnect. The engine aborts what still ran; those requests raise `EngineUnavailable`."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+        if self._connection is not None:
+            self._connection.close()
+
+    # ---- state ---------------------------------------------------------------------------------------------------
+
+    @property
+    def status(self) -> EngineStatus:
+        now = time.monotonic()
+        return EngineStatus(
+            phase=self._phase,
+            detail=self._detail,
+            progress=self._progress,
+            connected=self._connection is not None,
+            since=self._since,
+            ready=self._ready,
+            stats=self._stats,
+            last_step_age=now - self._work_or_step_at if self._has_work() else None,
+            heartbeat_age=None if self._heard_at is None else now - self._heard_at,
+        )
+
+    def is_ready(self) -> bool:
+        """A real token was decoded at the start, and the loop still turns: steps when there is work, answers else."""
+        if self._ready is None or self._heard_at is None:
+            return False
+        now = time.monotonic()
+        if self._has_work():
+            return now - self._work_or_step_at < STEP_STALL_SECONDS
+        return now - self._heard_at < HEARTBEAT_STALL_SECONDS
+
+    def report_exit(self, detail: str, *, final: bool) -> None:
+        """Whoever watches the process tells why it ended; shown as the status until a new engine says otherwise.
+
+        `final`: nobody will start it again.
+        """
+        self._enter("failed" if final else "starting", detail)
+
+    # ---- requests ------------------------------------------------------------------------------------------------
+
+    async def generate(self, request: AddRequest) -> AsyncIterator[TokenDelta]:
+        """Deltas of one sequence until the one with a finish reason, which is the last.
+
+        The request is sent when the iteration starts. Closing or cancelling the iteration aborts it at once; wrap it
+        in `contextlib.aclosing` where the loop may be left early. A consumer that is slower than the engine gets
+        several steps' tokens in one delta. A request that the engine cannot take ends in a delta with finish reason
+        "error". Raises `EngineUnavailable` if the engine is not ready, or dies before the end.
+        """
+        if self._connection is None or self._ready is None:
+            raise EngineUnavailable(f"The engine is not ready: {self._detail or self._phase}")
+        if request.request_id in self._streams:
+            raise EngineError(f"Request id {request.request_id!r} is in use by a request that still runs")
+        if not self._has_work():
+            self._work_or_step_at = time.monotonic()
+        stream = DeltaStream()
+        self._streams[request.request_id] = stream
+        self._connection.send(request)
+        finished = False
+        try:
+            while not finished:
+                delta = await stream.take()
+                finished = delta.finish_reason is not None
+                yield delta
+        finally:
+            if self._streams.get(request.request_id) is stream:
+                del self._streams[request.request_id]
+                if not finished and self._connection is not None:
+                    self._connection.send(AbortRequests([request.request_id]))
+
+    async def reset_prefix_cache(self) -> None:
+        """Forget every cached prefix that no running request holds. Raises `EngineUnavailable`."""
+        if self._connection is None:
+            raise EngineUnavailable(f"The engine is not connected: {self._detail or self._phase}")
+        self._connection.send(ResetPrefixCache())
+
+    # ---- the connection ------------------------------------------------------------------------------------------
+
+    async def _stay_connected(self) -> None:
+        loop = asyncio.get_running_loop()
+        wait, longest = RECONNECT_SECONDS
+        while True:
+            try:
+                _, connection = await loop.create_unix_connection(lambda: _Connection(self), str(self._socket_path))
+            except OSError:
+                await asyncio.sleep(wait)
+                wait = min(wait * 1.5, longest)
+                continue
+            wait = RECONNECT_SECONDS[0]
+            while not connection.lost.is_set():
+                connection.send(Ping())
+                try:
+                    await asyncio.wait_for(connection.lost.wait(), self._heartbeat_interval)
+                except TimeoutError:
+                    continue
+            await asyncio.sleep(wait)
+
+    def _connected(self, connection: _Connection) -> None:
+        self._connection = connection
+
+    def _disconnected(self, connection: _Connection) -> None:
+        if connection is not self._connection:
+            return
+        self._connection = None
+        self._heard_at = None
+        self._engine_busy = False
+        if self._ready is not None or self._phase != "failed":
+            self._enter("starting", "The engine stopped; waiting for it to come back")
+        streams, self._streams = self._streams, {}
+        for stream in streams.values():
+            stream.fail(EngineUnavailable("The engine stopped while this request ran; send it again"))
+
+    def _received(self, message: FromEngine) -> None:
+        match message:
+            case StepOutputs():
+                self._heard(message.stats)
+                for delta in message.outputs:
+                    stream = self._streams.get(delta.request_id)
+                    if stream is not None:
+                        stream.put(delta)
+            case Heartbeat():
+                self._engine_busy = message.busy
+                self._heard(message.stats)
+            case PhaseChange():
+                self._enter(message.phase, message.detail, message.progress)
+            case EngineReady():
+                self._enter("ready", "")
+                self._ready = message
+                self._heard_at = self._work_or_step_at = time.monotonic()
+            case TraceEvent():
+                if self.on_trace is not None:
+                    self.on_trace(message)
+
+    def _heard(self, stats: SchedulerStats) -> None:
+        self._heard_at = time.monotonic()
+        if stats.steps != self._stats.steps or not self._has_work():
+            self._work_or_step_at = self._heard_at
+        self._stats = stats
+        if self.on_stats is not None:
+            self.on_stats(stats)
+
+    def _has_work(self) -> bool:
+        return self._engine_busy or bool(self._streams)
+
+    def _enter(self, phase: Phase, detail: str, progress: float | None = None) -> None:
+        if phase != self._phase:
+            self._since = time.monotonic()
+        self._phase = phase
+        self._detail = detail
+        self._progress = progress
+        self._ready = None
+
+
+class _Connection(asyncio.Protocol):
+    def __init__(self, client: EngineClient) -> None:
+        self.lost = asyncio.Event()
+        self._client = client
+        self._splitter = FrameSplitter()
+        self._transport: asyncio.Transport | None = None
+
+    def send(self, message: ToEngine) -> None:
+        if self._transport is not None:
+            self._transport.write(encode(message))
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+        self.connection_lost(None)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._client._connected(self)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for body in self._splitter.feed(data):
+                self._client._received(decode_from_engine(body))
+        except (FrameError, msgspec.MsgspecError) as error:
+            log.error("The engine sent something that is not in the protocol (%s); reconnecting", error)
+            self.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.lost.is_set():
+            self._transport = None
+            self.lost.set()
+            self._client._disconnected(self)
