@@ -1,0 +1,3 @@
+"""The settings, one group a file."""
+
+from __future__ import annotations

@@ -1,0 +1,158 @@
+"""The HTTP server: where it listens, whom it lets in, what it logs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from appliance.config.declaration import setting
+
+_NO_TOOLS = "Parsing tool calls is not built yet."
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """The HTTP server: where it listens, whom it lets in, what it logs."""
+
+    host: str = setting(
+        "127.0.0.1",
+        purpose="Address to listen on. Only this machine by default, as the server is meant to stand behind NGINX, which brings "
+        "TLS; 0.0.0.0 or :: listens on every interface.",
+        typical="127.0.0.1 behind a proxy, 0.0.0.0 in a private network.",
+    )
+    port: int = setting(
+        8000,
+        purpose="TCP port to listen on. 0 takes a free one and logs it.",
+        typical="8000.",
+        minimum=0,
+        maximum=65535,
+    )
+    uds: str | None = setting(
+        None,
+        purpose="Path of a Unix socket to listen on instead of host and port.",
+        throughput="Slightly less per-request time than TCP on the same machine.",
+        typical="/run/pagebox/server.sock behind NGINX.",
+        when_unset="TCP, at host and port.",
+    )
+    api_key: tuple[str, ...] = setting(
+        (),
+        purpose="Keys that clients may present as `Authorization: Bearer KEY`. Everything but the health probes needs one. Keys "
+        "given as flags can be read by every user of the machine with `ps`; use the environment or a file there.",
+        typical="One key per client, 32 random bytes each.",
+        when_unset="No key is accepted; see the server's log at the start for what that means for clients.",
+        secret=True,
+    )
+    api_keys_file: str | None = setting(
+        None,
+        purpose="YAML file of hashed keys with names and limits, read again when it changes.",
+        typical="/etc/pagebox/keys.yaml.",
+        when_unset="No file.",
+        not_built="The key file is not built yet; give keys with api-key.",
+    )
+    ssl_keyfile: str | None = setting(
+        None,
+        purpose="PEM file of the private key, to serve HTTPS without a proxy. Needs ssl-certfile.",
+        typical="Unset: NGINX brings TLS.",
+        when_unset="Plain HTTP.",
+    )
+    ssl_certfile: str | None = setting(
+        None,
+        purpose="PEM file of the certificate and its chain, to serve HTTPS without a proxy. Needs ssl-keyfile.",
+        typical="Unset: NGINX brings TLS.",
+        when_unset="Plain HTTP.",
+    )
+    root_path: str = setting(
+        "",
+        purpose="Path under which a proxy publishes the server, for example /llm; it appears in /openapi.json, and requests may "
+        "come with or without it.",
+        typical="Empty.",
+        when_unset="The server stands at /.",
+    )
+    chat_template: str | None = setting(
+        None,
+        purpose="File with a Jinja chat template, or the template itself, to use instead of the model's own.",
+        typical="Unset.",
+        when_unset="The tokenizer's own template; without one, chat is refused.",
+    )
+    response_role: str = setting(
+        "assistant",
+        purpose="Role that chat replies carry.",
+        typical="assistant.",
+    )
+    allowed_origins: tuple[str, ...] = setting(
+        (),
+        purpose="Origins whose web pages may call the server from a browser (CORS); * allows all.",
+        typical="Unset; the exact origin of a web application, https://chat.example.com.",
+        when_unset="None: no CORS headers, browsers refuse other sites' pages.",
+    )
+    enable_metrics: bool = setting(
+        True,
+        purpose="Serve Prometheus metrics at /metrics.",
+        throughput="Not measurable.",
+        typical="On.",
+    )
+    disable_log_stats: bool = setting(
+        False,
+        purpose="Leave out the periodic log line with throughput, running and waiting requests and cache usage.",
+        typical="Off.",
+    )
+    disable_log_requests: bool = setting(
+        False,
+        purpose="Leave out the one log line that every request gets when it ends (never with its prompt, unless max-log-len).",
+        throughput="Matters above some thousand requests a second.",
+        typical="Off.",
+    )
+    max_log_len: int = setting(
+        0,
+        purpose="Characters of the prompt that a request's log line shows. 0: none, so that nothing private reaches the log.",
+        typical="0; 200 while debugging.",
+        minimum=0,
+    )
+    log_format: Literal["text", "json"] = setting(
+        "text",
+        purpose="Log lines for people, or one JSON object a line for machines.",
+        typical="text at a terminal, json into a log collector.",
+    )
+    drain_timeout: float = setting(
+        60.0,
+        purpose="Seconds that running requests get to finish after SIGTERM or a drain; what is left then ends with an error "
+        "that says so. New requests are refused from the start.",
+        typical="60; below systemd's TimeoutStopSec, and below 120 on spot instances.",
+        minimum=0,
+    )
+    request_timeout: float = setting(
+        3600.0,
+        purpose="Seconds that one request may take in all, queue included; then it ends with an error. 0: no limit. A backstop: "
+        "a client that closes its connection ends its request at once anyway.",
+        memory="Bounds how long a forgotten request holds its KV blocks.",
+        typical="600 to 3600.",
+        minimum=0,
+    )
+    max_request_bytes: int = setting(
+        16 * 1024**2,
+        purpose="Largest request body; a larger one is a 413.",
+        memory="Up to this much per request while it is parsed.",
+        typical="16MiB: about three million tokens of English text.",
+        minimum=1024,
+        unit="bytes",
+    )
+    enable_auto_tool_choice: bool = setting(
+        False,
+        purpose="Let the model decide by itself to call tools. Needs tool-call-parser.",
+        typical="Off.",
+        not_built=_NO_TOOLS,
+    )
+    tool_call_parser: str | None = setting(
+        None,
+        purpose="How this model writes tool calls.",
+        typical="Unset.",
+        when_unset="Tool calls are not parsed.",
+        not_built=_NO_TOOLS,
+    )
+    reasoning_parser: str | None = setting(
+        None,
+        purpose="How this model marks its reasoning, so that replies carry it apart from the answer.",
+        typical="Unset.",
+        when_unset="Reasoning stays in the text.",
+        not_built="Parsing reasoning is not built yet.",
+    )
