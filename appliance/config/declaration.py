@@ -46,8 +46,8 @@ def setting(
 ) -> T:
     """Declare one setting. The choices of a setting are the members of its `Literal` type.
 
-    `unit` says which suffixes a number may be written with: "bytes" takes 512MB and 4GiB, "tokens" takes 32k (32,000) and
-    32K (32,768). `not_built` is the sentence that a person reads who sets it to anything but its default.
+    `unit` says which suffixes a number may be written with: "bytes" takes 512MB and 4GiB, "tokens" takes 32k (32,000)
+    and 32K (32,768). `not_built` is the sentence that a person reads who sets it to anything but its default.
     """
     declaration = Declaration(
         purpose=purpose,
@@ -64,7 +64,7 @@ def setting(
         not_built=not_built,
     )
     # dataclasses.field is typed the same way: it claims to return the default so that the class body type-checks.
-    return cast(T, field(default=default, metadata={_METADATA_KEY: declaration}))
+    return field(default=default, metadata={_METADATA_KEY: declaration})
 
 
 def declaration_of(declared: Field[Any]) -> Declaration:

@@ -17,7 +17,7 @@ from appliance.config.groups.server import ServerSettings
 
 @dataclass(frozen=True)
 class Settings:
-    """Every setting. `Settings()` has all defaults; `dataclasses.replace` makes variants of a group and of the whole."""
+    """Every setting. `Settings()` has all defaults; `dataclasses.replace` makes variants."""
 
     model: ModelSettings = field(default_factory=ModelSettings)
     parallel: ParallelSettings = field(default_factory=ParallelSettings)

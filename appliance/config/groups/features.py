@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ class FeatureSettings:
         False,
         purpose="Serve LoRA adapters of the model beside it, each under its own name.",
         memory="Reserves room for max-loras adapters on the device.",
-        throughput="10 to 20 % slower steps when adapters are in the batch.",
+        throughput="Steps are somewhat slower when adapters are in the batch.",
         typical="Off.",
         not_built=_NO_LORA,
     )
@@ -64,7 +65,7 @@ class FeatureSettings:
         None,
         purpose="Small model that drafts tokens which the served model checks in one step.",
         memory="The draft model's weights and its own KV cache.",
-        throughput="1.5 to 2.5 times the tokens/s of a lone stream; a loss at large batches.",
+        throughput="Faster for few streams, as a check costs about as much as one token; a loss at large batches.",
         typical="A model of the same family and vocabulary, a tenth of the size.",
         when_unset="No drafts.",
         not_built=_NO_SPECULATION,
@@ -79,7 +80,7 @@ class FeatureSettings:
         minimum=1,
         not_built=_NO_SPECULATION,
     )
-    speculative_config: dict[str, Any] | None = setting(
+    speculative_config: Mapping[str, Any] | None = setting(
         None,
         purpose="JSON object with all options of speculative decoding, for methods that need no draft model (n-gram).",
         typical="Unset.",
@@ -95,12 +96,12 @@ class FeatureSettings:
     )
     disable_sliding_window: bool = setting(
         False,
-        purpose="Serve a sliding-window model with full attention and a context no longer than its window, where both are the "
-        "same.",
+        purpose="Serve a sliding-window model with full attention and a context no longer than its window, where both "
+        "are the same.",
         memory="max-model-len is at most the window, so requests take less cache.",
         typical="Off.",
     )
-    limit_mm_per_prompt: dict[str, int] | None = setting(
+    limit_mm_per_prompt: Mapping[str, int] | None = setting(
         None,
         purpose='JSON object of the most images, videos or audio pieces in one prompt, for example {"image": 4}.',
         memory="The start measures activations with this many.",
@@ -125,7 +126,8 @@ class FeatureSettings:
     )
     image_input_shape: str | None = setting(
         None,
-        purpose="Old way to give the shape of image input, for example 1,3,336,336; read from the model's own config.json.",
+        purpose="Old way to give the shape of image input, for example 1,3,336,336; read from the model's own "
+        "config.json.",
         typical="Unset.",
         when_unset="From the model.",
         not_built=_NO_VISION,

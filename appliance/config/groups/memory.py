@@ -14,12 +14,13 @@ class MemorySettings:
 
     gpu_memory_utilization: float = setting(
         0.9,
-        purpose="Fraction of the device's memory that the engine may use for weights, activations and KV cache together; the "
-        "cache takes what the other two leave of it. On the CPU it is the fraction of the host memory that was free once "
-        "the weights were loaded, and the cache stays below a fixed bound, as other programs live there too.",
+        purpose="Fraction of the device's memory that the engine may use for weights, activations and KV cache "
+        "together; the cache takes what the other two leave of it. On the CPU it is the fraction of the host memory "
+        "that was free once the weights were loaded, and the cache stays below a fixed bound, as other programs live "
+        "there too.",
         memory="Sets the size of the KV cache.",
-        throughput="More cache, more requests at once and more prefixes kept; too high leaves no room for other programs and "
-        "ends in out-of-memory errors.",
+        throughput="More cache, more requests at once and more prefixes kept; too high leaves no room for other "
+        "programs and ends in out-of-memory errors.",
         typical="0.85 to 0.95 on a GPU of its own.",
         formula="KV cache = gpu-memory-utilization × device memory − weights − peak of activations",
         above=0,
@@ -27,10 +28,11 @@ class MemorySettings:
     )
     kv_cache_memory: int | None = setting(
         None,
-        purpose="Size of the KV cache in bytes, instead of a fraction of the memory: exact, and the same at every start.",
+        purpose="Size of the KV cache in bytes, instead of a fraction of the memory: exact, and the same at every "
+        "start.",
         memory="Exactly this much, rounded down to whole blocks; taken at the start, never grown.",
         throughput="As gpu-memory-utilization: more cache, more requests at once.",
-        typical="1GiB to 8GiB on the CPU; on a GPU what `gpu-memory-utilization` printed at an earlier start.",
+        typical="1GiB to 8GiB on the CPU; on a GPU what an earlier start printed.",
         formula="tokens that fit = kv-cache-memory ÷ (2 × layers × KV heads × head size × bytes per element)",
         when_unset="Computed from gpu-memory-utilization.",
         minimum=1,
@@ -38,11 +40,11 @@ class MemorySettings:
     )
     block_size: int | None = setting(
         None,
-        purpose="Tokens in one block of the KV cache, the unit that is allocated, shared and evicted. A power of two from 8 to "
-        "256.",
+        purpose="Tokens in one block of the KV cache, the unit that is allocated, shared and evicted. A power of two "
+        "from 8 to 256.",
         memory="On average half a block of each request is empty.",
-        throughput="Large blocks make block tables short and reading contiguous; small ones let more prefixes be shared, as "
-        "only full blocks are.",
+        throughput="Large blocks make block tables short and reading contiguous; small ones let more prefixes be "
+        "shared, as only full blocks are.",
         typical="16 on a GPU, 32 on the CPU.",
         formula="block bytes = block-size × 2 × layers × KV heads × head size × bytes per element",
         when_unset="16 on a GPU, 32 on the CPU.",
@@ -78,16 +80,17 @@ class MemorySettings:
     )
     enable_prefix_caching: bool = setting(
         True,
-        purpose="Keep the KV blocks of finished requests until their room is needed, and let a request whose prompt begins with "
-        "the same tokens use them instead of computing them again.",
+        purpose="Keep the KV blocks of finished requests until their room is needed, and let a request whose prompt "
+        "begins with the same tokens use them instead of computing them again.",
         memory="None: kept blocks are free ones, taken back least recently used first.",
-        throughput="Saves the prefill of shared system prompts and earlier turns of a chat; costs one hash a block otherwise.",
+        throughput="Saves the prefill of shared system prompts and earlier turns of a chat; costs one hash a block "
+        "otherwise.",
         typical="On.",
     )
     num_gpu_blocks_override: int | None = setting(
         None,
-        purpose="Number of KV blocks, whatever the memory settings come to. For tests of preemption and for exact comparisons; "
-        "more blocks than fit fail at the start.",
+        purpose="Number of KV blocks, whatever the memory settings come to. For tests of preemption and for exact "
+        "comparisons; more blocks than fit fail at the start.",
         memory="Exactly this many blocks.",
         throughput="Too few force preemption.",
         typical="Unset.",
@@ -97,7 +100,8 @@ class MemorySettings:
     )
     enable_sleep_mode: bool = setting(
         False,
-        purpose="Let an administrator put the engine to sleep (weights to host memory, cache dropped) and wake it again.",
+        purpose="Let an administrator put the engine to sleep (weights to host memory, cache dropped) and wake it "
+        "again.",
         memory="While asleep almost all device memory is free; host memory holds the weights.",
         throughput="No effect while awake.",
         typical="Off.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,45 +17,46 @@ class ModelSettings:
         "",
         purpose="The model to serve: a local folder in Hugging Face's layout, a GGUF file, or a Hugging Face id. "
         "`pagebox serve` and the other commands that load a model also take it as their first argument.",
-        memory="Decides everything: the weights take parameters × bytes per parameter, and the KV cache takes what is left.",
-        throughput="Decides everything: a decode step reads every active weight once, so tokens/s of one stream is at most "
-        "memory bandwidth ÷ weight bytes.",
+        memory="Decides everything: the weights take parameters × bytes per parameter, and the KV cache takes what is "
+        "left.",
+        throughput="Decides everything: a decode step reads every active weight once, so tokens/s of one stream is at "
+        "most memory bandwidth ÷ weight bytes.",
         typical="/var/lib/pagebox/models/NAME, or an id such as HuggingFaceTB/SmolLM2-135M-Instruct.",
         formula="weight bytes = parameters × 2 (bfloat16, float16) or × 4 (float32)",
         when_unset="No model: commands that load one refuse to start.",
     )
     tokenizer: str | None = setting(
         None,
-        purpose="Folder or Hugging Face id of the tokenizer, when it is not the model's own. Ids of another vocabulary "
-        "produce nonsense silently, so set it only for a tokenizer made for this model.",
+        purpose="Folder or Hugging Face id of the tokenizer, when it is not the model's own. Ids of another "
+        "vocabulary produce nonsense silently, so set it only for a tokenizer made for this model.",
         typical="Unset.",
         when_unset="The tokenizer in the model's folder.",
     )
     revision: str | None = setting(
         None,
-        purpose="Branch, tag or commit of the model on Hugging Face. Pin a commit in production, or a restart may load "
-        "different weights. Only for a model given by its id: a local folder has no revisions.",
+        purpose="Branch, tag or commit of the model on Hugging Face. Pin a commit in production, or a restart may "
+        "load different weights. Only for a model given by its id: a local folder has no revisions.",
         typical="A 40-digit commit.",
         when_unset="The repository's default branch.",
     )
     tokenizer_mode: Literal["auto", "slow"] = setting(
         "auto",
-        purpose="auto uses the compiled (Rust) tokenizer where the model has one; slow forces the Python one, to find out "
-        "whether the two disagree.",
-        throughput="slow takes 10 to 50 times as long for each prompt, in the server process.",
+        purpose="auto uses the compiled (Rust) tokenizer where the model has one; slow forces the Python one, to find "
+        "out whether the two disagree.",
+        throughput="slow takes many times as long for each prompt, in the server process.",
         typical="auto.",
     )
     trust_remote_code: bool = setting(
         False,
-        purpose="Let transformers run Python code that lies in the model's folder, for tokenizers and configurations that "
-        "need it. Refused unless the model is a local folder, so that nobody runs code they could not have read. "
-        "Model code itself is never run: the engine has its own.",
+        purpose="Let transformers run Python code that lies in the model's folder, for tokenizers and configurations "
+        "that need it. Refused unless the model is a local folder, so that nobody runs code they could not have "
+        "read. Model code itself is never run: the engine has its own.",
         typical="Off.",
     )
     max_model_len: int | Literal["auto"] | None = setting(
         None,
-        purpose="Longest context, prompt and generated tokens together. Longer requests are refused with a 400. auto takes "
-        "the longest, up to the model's own, of which one request fits into the KV cache.",
+        purpose="Longest context, prompt and generated tokens together. Longer requests are refused with a 400. auto "
+        "takes the longest, up to the model's own, of which one request fits into the KV cache.",
         memory="Sets what one request may occupy in the KV cache; a start fails when even one request of this length "
         "does not fit. It reserves nothing in advance: blocks are taken as tokens come.",
         throughput="No direct effect; one very long request leaves less cache for others, so fewer run together.",
@@ -66,8 +68,8 @@ class ModelSettings:
     )
     dtype: Literal["auto", "float16", "bfloat16", "float32"] = setting(
         "auto",
-        purpose="Number format of weights, activations and KV cache. auto takes what the model was saved in, except that a "
-        "float32 model is served in bfloat16 on a GPU.",
+        purpose="Number format of weights, activations and KV cache. auto takes what the model was saved in, except "
+        "that a float32 model is served in bfloat16 on a GPU.",
         memory="float32 takes twice the memory of the other two, for weights and for KV cache.",
         throughput="A 16-bit format is about twice as fast, as decoding is bound by memory. On a CPU without bfloat16 "
         "instructions (AVX-512 BF16, AMX) float32 is often faster.",
@@ -78,16 +80,19 @@ class ModelSettings:
         None,
         purpose="Method by which the weights are, or are to be, quantized.",
         memory="4-bit methods take about 0.55 bytes per parameter, fp8 about 1, instead of 2.",
-        throughput="Faster decoding at small batches, where reading weights is the limit; little or no gain in prefill.",
+        throughput="Faster decoding at small batches, where reading weights is the limit; little or no gain in "
+        "prefill.",
         typical="Unset.",
         when_unset="As the model's own config.json says; none where it says nothing.",
         not_built="No quantization method is built yet; serve the unquantized model.",
     )
     load_format: Literal["auto", "safetensors", "pt", "npcache", "gguf", "dummy"] = setting(
         "auto",
-        purpose="Format of the weight files. auto looks for safetensors, then GGUF, then pt. npcache keeps a NumPy copy of pt "
-        "files beside them for the next start. dummy fills the model with random numbers, to measure without weights.",
-        memory="While loading: safetensors and GGUF are mapped and read tensor by tensor; pt holds one whole file in memory.",
+        purpose="Format of the weight files. auto looks for safetensors, then GGUF, then pt. npcache keeps a NumPy "
+        "copy of pt files beside them for the next start. dummy fills the model with random numbers, to measure "
+        "without weights.",
+        memory="While loading: safetensors and GGUF are mapped and read tensor by tensor; pt holds one whole file in "
+        "memory.",
         throughput="No effect once loaded; safetensors starts fastest.",
         typical="auto.",
     )
@@ -97,18 +102,18 @@ class ModelSettings:
         typical="/var/lib/pagebox/models.",
         when_unset="Hugging Face's own cache folder ($HF_HOME, or ~/.cache/huggingface).",
     )
-    hf_overrides: dict[str, Any] | None = setting(
+    hf_overrides: Mapping[str, Any] | None = setting(
         None,
-        purpose="JSON object of values that replace those of the model's config.json, for example "
-        '{"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}. A wrong value loads and produces nonsense.',
+        purpose='JSON object of values that replace those of the model\'s config.json, for example {"rope_scaling": '
+        '{"rope_type": "yarn", "factor": 4.0}}. A wrong value loads and produces nonsense.',
         typical="Unset.",
         when_unset="config.json as it is.",
     )
     seed: int | None = setting(
         None,
-        purpose="Start of the random numbers from which requests without a seed of their own get one, and of dummy weights. "
-        "A request's own seed always makes it repeatable; this one makes a whole run repeatable, provided that the "
-        "requests arrive in the same order.",
+        purpose="Start of the random numbers from which requests without a seed of their own get one, and of dummy "
+        "weights. A request's own seed always makes it repeatable; this one makes a whole run repeatable, provided "
+        "that the requests arrive in the same order.",
         typical="Unset; any number for benchmarks and bug reports.",
         when_unset="Different random numbers at each start.",
         minimum=0,
@@ -123,8 +128,9 @@ class ModelSettings:
     )
     skip_tokenizer_init: bool = setting(
         False,
-        purpose="Serve token ids only: prompts must be token ids, replies carry no text, stop strings and chat are refused.",
-        memory="Saves the tokenizer, some 10 to 100 MB in the server process.",
+        purpose="Serve token ids only: prompts must be token ids, replies carry no text, stop strings and chat are "
+        "refused.",
+        memory="Saves the tokenizer in the server process, tens of MB.",
         throughput="Saves tokenizing and detokenizing in the server; the engine is not affected.",
         typical="Off; on for a client with its own tokenizer.",
     )

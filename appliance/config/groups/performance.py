@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,17 +17,17 @@ class PerformanceSettings:
 
     enforce_eager: bool = setting(
         False,
-        purpose="Run every step operator by operator, without CUDA graphs. It holds on the CPU with or without it, and, until "
-        "CUDA graphs are built, on a GPU too.",
-        memory="On a GPU saves the graphs, 0.5 to 3 GiB.",
+        purpose="Run every step operator by operator, without CUDA graphs. It holds on the CPU with or without it, "
+        "and, until CUDA graphs are built, on a GPU too.",
+        memory="On a GPU saves the graphs' buffers.",
         throughput="On a GPU small batches become slower, as launching kernels is then the limit.",
         typical="Off; on to debug.",
     )
     enable_cuda_graph: bool = setting(
         False,
         purpose="Record decode steps as CUDA graphs at the start and replay them.",
-        memory="0.5 to 3 GiB of GPU memory for the recorded sizes.",
-        throughput="Up to twice as fast at small batches, where launching kernels is the limit.",
+        memory="GPU memory for the buffers of each recorded size.",
+        throughput="Faster decoding at small batches, where launching kernels is the limit.",
         typical="Off until it is built.",
         not_built=_NO_GRAPHS,
     )
@@ -50,7 +51,7 @@ class PerformanceSettings:
         minimum=1,
         not_built=_NO_GRAPHS,
     )
-    compilation_config: dict[str, Any] | None = setting(
+    compilation_config: Mapping[str, Any] | None = setting(
         None,
         purpose="JSON object of options for compiling the model.",
         typical="Unset.",
@@ -60,15 +61,16 @@ class PerformanceSettings:
     attention_backend: Literal["auto", "reference", "triton"] = setting(
         "auto",
         purpose="Which implementation of paged attention runs: auto takes the best that the device has.",
-        throughput="triton is the fast one on a GPU; reference is plain PyTorch, which defines what the others must compute.",
+        throughput="triton is the fast one on a GPU; reference is plain PyTorch, which defines what the others must "
+        "compute.",
         typical="auto.",
         not_built="There is nothing to choose from yet: only the PyTorch implementation is built, and auto takes it.",
     )
     batch_invariant: bool = setting(
         False,
-        purpose="Compute every request with the same order of additions whatever else is in the batch, so that its logits are "
-        "the same bit for bit.",
-        throughput="Costs 10 to 40 %, as kernels may not adapt to the batch.",
+        purpose="Compute every request with the same order of additions whatever else is in the batch, so that its "
+        "logits are the same bit for bit.",
+        throughput="Slower, as kernels may not adapt to the batch's shape.",
         typical="Off.",
         not_built="Batch-invariant kernels are not built yet; logits may differ in the last bits with the batch.",
     )

@@ -16,8 +16,8 @@ class ServerSettings:
 
     host: str = setting(
         "127.0.0.1",
-        purpose="Address to listen on. Only this machine by default, as the server is meant to stand behind NGINX, which brings "
-        "TLS; 0.0.0.0 or :: listens on every interface.",
+        purpose="Address to listen on. Only this machine by default, as the server is meant to stand behind NGINX, "
+        "which brings TLS; 0.0.0.0 or :: listens on every interface.",
         typical="127.0.0.1 behind a proxy, 0.0.0.0 in a private network.",
     )
     port: int = setting(
@@ -36,8 +36,9 @@ class ServerSettings:
     )
     api_key: tuple[str, ...] = setting(
         (),
-        purpose="Keys that clients may present as `Authorization: Bearer KEY`. Everything but the health probes needs one. Keys "
-        "given as flags can be read by every user of the machine with `ps`; use the environment or a file there.",
+        purpose="Keys that clients may present as `Authorization: Bearer KEY`. Everything but the health probes needs "
+        "one. Keys given as flags can be read by every user of the machine with `ps`; use the environment or a file "
+        "there.",
         typical="One key per client, 32 random bytes each.",
         when_unset="No key is accepted; see the server's log at the start for what that means for clients.",
         secret=True,
@@ -63,8 +64,8 @@ class ServerSettings:
     )
     root_path: str = setting(
         "",
-        purpose="Path under which a proxy publishes the server, for example /llm; it appears in /openapi.json, and requests may "
-        "come with or without it.",
+        purpose="Path under which a proxy publishes the server, for example /llm; it appears in /openapi.json, and "
+        "requests may come with or without it.",
         typical="Empty.",
         when_unset="The server stands at /.",
     )
@@ -98,13 +99,15 @@ class ServerSettings:
     )
     disable_log_requests: bool = setting(
         False,
-        purpose="Leave out the one log line that every request gets when it ends (never with its prompt, unless max-log-len).",
+        purpose="Leave out the one log line that every request gets when it ends (never with its prompt, unless "
+        "max-log-len).",
         throughput="Matters above some thousand requests a second.",
         typical="Off.",
     )
     max_log_len: int = setting(
         0,
-        purpose="Characters of the prompt that a request's log line shows. 0: none, so that nothing private reaches the log.",
+        purpose="Characters of the prompt that a request's log line shows. 0: none, so that nothing private reaches "
+        "the log.",
         typical="0; 200 while debugging.",
         minimum=0,
     )
@@ -115,15 +118,15 @@ class ServerSettings:
     )
     drain_timeout: float = setting(
         60.0,
-        purpose="Seconds that running requests get to finish after SIGTERM or a drain; what is left then ends with an error "
-        "that says so. New requests are refused from the start.",
+        purpose="Seconds that running requests get to finish after SIGTERM or a drain; what is left then ends with an "
+        "error that says so. New requests are refused from the start.",
         typical="60; below systemd's TimeoutStopSec, and below 120 on spot instances.",
         minimum=0,
     )
     request_timeout: float = setting(
         3600.0,
-        purpose="Seconds that one request may take in all, queue included; then it ends with an error. 0: no limit. A backstop: "
-        "a client that closes its connection ends its request at once anyway.",
+        purpose="Seconds that one request may take in all, queue included; then it ends with an error. 0: no limit. A "
+        "backstop: a client that closes its connection ends its request at once anyway.",
         memory="Bounds how long a forgotten request holds its KV blocks.",
         typical="600 to 3600.",
         minimum=0,
