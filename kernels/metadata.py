@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -11,8 +12,9 @@ import torch
 class AttentionMetadata:
     """T tokens of R requests, flat, request after request (no padding).
 
-    The key and value caches of a layer are `[num_blocks, block_size, num_kv_heads, head_dim]`; slot
-    `s` is `cache.view(-1, num_kv_heads, head_dim)[s]`.
+    The cache of a layer is `[num_blocks, 2, num_kv_heads, block_size, head_dim]`, keys then values: what one head
+    reads of one block is contiguous, and a token at slot `s` lies in block `s // block_size` at offset
+    `s % block_size`.
     """
 
     positions: torch.Tensor  # [T] int64, position of each token in its request
@@ -21,8 +23,7 @@ class AttentionMetadata:
     query_start: list[int]  # [R + 1], prefix sums of the query lengths
     seq_lens: list[int]  # [R], tokens each request attends to: computed before plus scheduled now
     block_size: int  # tokens a kernel block
-    num_common_prefix_tokens: int = 0  # leading tokens (a multiple of block_size) whose blocks all R requests share
-    plan: object = None  # scratch of the backend: grouping computed once a step, used by every layer
+    plans: dict[int | None, Any] = field(default_factory=dict)  # the backend's grouping by sliding window, made once a step
 
     @property
     def num_requests(self) -> int:

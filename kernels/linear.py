@@ -1,0 +1,35 @@
+"""Matrix products with a weight that is laid out once, for the processor that it runs on."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+
+class PackedLinearWeight:
+    """A bfloat16 weight [N, K] in oneDNN's blocked layout.
+
+    The packed product streams weights at up to twice the rate of `F.linear`, which repacks at every call
+    (docs/performance.md); the result is the same to the bit.
+    """
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        self.shape = weight.shape
+        self.data = torch.ops.mkldnn._reorder_linear_weight(weight)
+
+
+def pack_linear_weight(weight: torch.Tensor) -> torch.Tensor | PackedLinearWeight:
+    """`weight` [N, K] in the fastest form that `linear` takes on its device: packed, or as it is."""
+    packable = (
+        weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
+    return PackedLinearWeight(weight) if packable else weight
+
+
+def linear(
+    x: torch.Tensor, weight: torch.Tensor | PackedLinearWeight, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """x [T, K] times weight [N, K] transposed, plus bias [N]; returns [T, N] in x's dtype."""
+    if isinstance(weight, PackedLinearWeight):
+        return torch.ops.mkldnn._linear_pointwise(x, weight.data, bias, "none", [], "")
+    return F.linear(x, weight, bias)

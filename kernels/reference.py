@@ -1,0 +1,137 @@
+"""What every kernel means, in plain PyTorch. The elementwise ones are also what runs on the CPU.
+
+Shapes: T tokens of the step, H hidden size, Hq query heads, Hk key/value heads, D head dimension.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from appliance_kernels.metadata import AttentionMetadata
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """Root mean square norm over the last dimension (Zhang & Sennrich 2019), computed in float32.
+
+    x [..., H], weight [H]; returns x's shape and dtype.
+    """
+    size = x.shape[-1]
+    # sqrt(sum x² + H·eps) as a hypotenuse: one reduction and four elementwise operations, a fifth of the time of
+    # torch's own composite on the CPU at 512 rows.
+    norm = torch.linalg.vector_norm(x, 2, -1, True, dtype=torch.float32)
+    scale = math.sqrt(size) / torch.hypot(norm, norm.new_tensor(math.sqrt(size * eps)))
+    return (x * scale).mul_(weight).to(x.dtype)
+
+
+def add_rms_norm(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`residual + x`, and its norm. Returns (normed, new residual), both in x's shape and dtype."""
+    residual = residual + x
+    return rms_norm(residual, weight, eps), residual
+
+
+def silu_and_mul(x: torch.Tensor) -> torch.Tensor:
+    """SwiGLU's gate (Shazeer 2020): x [T, 2·I] holds gate and up side by side; returns silu(gate)·up, [T, I]."""
+    gate, up = x.chunk(2, -1)
+    return F.silu(gate).mul_(up)
+
+
+def gelu_tanh_and_mul(x: torch.Tensor) -> torch.Tensor:
+    """GeGLU's gate with the tanh approximation: x [T, 2·I]; returns gelu(gate)·up, [T, I]."""
+    gate, up = x.chunk(2, -1)
+    return F.gelu(gate, approximate="tanh").mul_(up)
+
+
+def rotary_rows(cos_sin: torch.Tensor, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rotation of each token, gathered once a step and used by every layer.
+
+    cos_sin [max_len, rot_dim] float32 (cosines, then sines), positions [T] int64. Returns (cos, sin), each
+    [T, 1, rot_dim] in `dtype`: the cosines twice, and the sines with the sign that the rolled half needs.
+    """
+    cos, sin = cos_sin.index_select(0, positions).chunk(2, -1)
+    return (
+        torch.cat((cos, cos), -1).to(dtype).unsqueeze(1),
+        torch.cat((-sin, sin), -1).to(dtype).unsqueeze(1),
+    )
+
+
+def apply_rotary_(heads: torch.Tensor, rows: tuple[torch.Tensor, torch.Tensor]) -> None:
+    """Rotary position embedding (Su et al. 2021), half-split layout, in place.
+
+    heads [T, heads, D]; the first rot_dim of D dimensions turn.
+    """
+    cos, sin = rows
+    rot_dim = cos.shape[-1]
+    turning = heads if rot_dim == heads.shape[-1] else heads[..., :rot_dim]
+    rolled = turning.roll(rot_dim // 2, -1)
+    turning.mul_(cos).addcmul_(rolled, sin)
+
+
+def rotary_and_write_kv(
+    qkv: torch.Tensor,
+    rows: tuple[torch.Tensor, torch.Tensor],
+    kv_cache: torch.Tensor,
+    slot_mapping: torch.Tensor,
+    num_q_heads: int,
+    num_kv_heads: int,
+    qk_norm: tuple[torch.Tensor, torch.Tensor, float] | None = None,
+) -> torch.Tensor:
+    """Norm and rotate queries and keys, store keys and values, return the queries.
+
+    qkv [T, (Hq + 2·Hk)·D], overwritten; kv_cache [num_blocks, 2, Hk, block_size, D], written at
+    `slot_mapping` [T]; qk_norm (q weight [D], k weight [D], eps) norms each head first (Qwen3, Gemma 3).
+    Returns q [T, Hq, D].
+    """
+    tokens = qkv.shape[0]
+    heads = qkv.view(tokens, num_q_heads + 2 * num_kv_heads, -1)
+    if qk_norm is not None:
+        q_weight, k_weight, eps = qk_norm
+        heads[:, :num_q_heads] = rms_norm(heads[:, :num_q_heads], q_weight, eps)
+        keys = heads[:, num_q_heads : num_q_heads + num_kv_heads]
+        keys.copy_(rms_norm(keys, k_weight, eps))
+    apply_rotary_(heads[:, : num_q_heads + num_kv_heads], rows)
+    block_size = kv_cache.shape[3]
+    by_token = kv_cache.permute(0, 3, 1, 2, 4)  # [num_blocks, block_size, 2, Hk, D]
+    keys_values = heads[:, num_q_heads:].view(tokens, 2, num_kv_heads, -1).to(kv_cache.dtype)
+    by_token.index_put_((slot_mapping // block_size, slot_mapping % block_size), keys_values)
+    return heads[:, :num_q_heads]
+
+
+def paged_attention(
+    q: torch.Tensor,
+    kv_cache: torch.Tensor,
+    metadata: AttentionMetadata,
+    scale: float,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+) -> torch.Tensor:
+    """Causal attention of each token over its request's paged keys and values (Kwon et al. 2023), in float32.
+
+    q [T, Hq, D]; kv_cache [num_blocks, 2, Hk, block_size, D], this step's keys and values already in it.
+    A token at position p sees positions p - sliding_window + 1 … p (all up to p without a window).
+    softcap c replaces each score s by c·tanh(s / c). Returns [T, Hq, D] in q's dtype.
+    """
+    out = torch.empty_like(q)
+    heads_per_kv = q.shape[1] // kv_cache.shape[2]
+    for r in range(metadata.num_requests):
+        start, end = metadata.query_start[r], metadata.query_start[r + 1]
+        length = metadata.seq_lens[r]
+        blocks = metadata.block_tables[r, : -(-length // metadata.block_size)].long()
+        keys, values = kv_cache[blocks].permute(1, 2, 0, 3, 4).flatten(2, 3)[:, :, :length].float()  # [Hk, length, D]
+        keys = keys.repeat_interleave(heads_per_kv, 0)
+        values = values.repeat_interleave(heads_per_kv, 0)
+        scores = torch.einsum("qhd,hkd->hqk", q[start:end].float(), keys) * scale
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        position = torch.arange(length - (end - start), length, device=q.device)[:, None]
+        key_position = torch.arange(length, device=q.device)[None, :]
+        hidden = key_position > position
+        if sliding_window is not None:
+            hidden |= key_position <= position - sliding_window
+        probabilities = scores.masked_fill(hidden, -torch.inf).softmax(-1)
+        out[start:end] = torch.einsum("hqk,hkd->qhd", probabilities, values).to(q.dtype)
+    return out
