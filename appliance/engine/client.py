@@ -98,6 +98,7 @@ class EngineClient:
         self._detail = "Waiting for the engine process"
         self._progress: float | None = None
         self._since = time.monotonic()
+        self._told_why = False  # the newest engine said that it failed
         self._stats = SchedulerStats()
         self._engine_busy = False
         self._work_or_step_at = time.monotonic()
@@ -147,9 +148,11 @@ class EngineClient:
     def report_exit(self, detail: str, *, final: bool) -> None:
         """Whoever watches the process tells why it ended; shown as the status until a new engine says otherwise.
 
-        `final`: nobody will start it again.
+        What the engine itself said before it ended is better and stays. `final`: nobody will start it again.
         """
-        self._enter("failed" if final else "starting", detail)
+        if not self._told_why:
+            self._enter("failed" if final else "starting", detail)
+        self._told_why = False
 
     # ---- requests ------------------------------------------------------------------------------------------------
 
@@ -218,7 +221,7 @@ class EngineClient:
         self._connection = None
         self._heard_at = None
         self._engine_busy = False
-        if self._ready is not None or self._phase != "failed":
+        if self._phase != "failed":
             self._enter("starting", "The engine stopped; waiting for it to come back")
         streams, self._streams = self._streams, {}
         for stream in streams.values():
@@ -237,6 +240,7 @@ class EngineClient:
                 self._heard(message.stats)
             case PhaseChange():
                 self._enter(message.phase, message.detail, message.progress)
+                self._told_why = message.phase == "failed"
             case EngineReady():
                 self._enter("ready", "")
                 self._ready = message
