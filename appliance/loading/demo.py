@@ -53,6 +53,7 @@ def convert_gguf_to_folder(
         tensors[_hugging_face_name(tensor.name)] = torch.from_numpy(np.array(weight)).to(_DTYPES[dtype])
         report_progress(done / len(reader.tensors))
     save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+    (target / "model.safetensors").chmod(0o644)  # written for its owner alone, but the engine may be another user
     _write_json(target / "config.json", _config(facts, dtype, tied="lm_head.weight" not in tensors))
     ids = {"bos_token_id": facts["tokenizer.ggml.bos_token_id"], "eos_token_id": facts["tokenizer.ggml.eos_token_id"]}
     _write_json(target / "generation_config.json", ids | {"pad_token_id": facts["tokenizer.ggml.padding_token_id"]})
@@ -62,7 +63,7 @@ def convert_gguf_to_folder(
 
 
 def _undo_rotary_interleaving(weight: np.ndarray, heads: int) -> np.ndarray:
-    """GGUF keeps the two rotary halves of a head interleaved, row by row; Hugging Face keeps them one after the other."""
+    """GGUF interleaves the two rotary halves of each head row by row; Hugging Face has one after the other."""
     rows, columns = weight.shape
     return weight.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
 
