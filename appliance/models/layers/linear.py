@@ -1,0 +1,59 @@
+"""Linear layers: plain, several merged into one matrix product, and an output head that shares the embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from appliance.models.layers.base import Layer, WeightSlot, new_weight
+from appliance.models.layers.embedding import Embedding
+from appliance_kernels.ops import linear, pack_linear_weight
+
+
+class Linear(Layer):
+    """`y = x Wᵀ + b`, with W `[out_features, in_features]`."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = False) -> None:
+        self.weight = new_weight(out_features, in_features)
+        self.bias = new_weight(out_features) if bias else None
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return linear(x, self.weight, self.bias)
+
+    def finalize_weights(self) -> None:
+        self.weight = pack_linear_weight(self.weight.data)
+
+
+class MergedLinear(Linear):
+    """Projections of the same input, stacked into one matrix: one product is faster than several.
+
+    `outputs` maps each projection's name in the checkpoint (`q_proj`, …) to its number of rows, in stacking order.
+    """
+
+    def __init__(self, in_features: int, outputs: dict[str, int], bias: bool = False) -> None:
+        super().__init__(in_features, sum(outputs.values()), bias)
+        self.outputs = outputs
+
+    def weight_slots(self, prefix: str = "") -> Iterator[tuple[str, WeightSlot]]:
+        siblings = prefix.removesuffix(".").rpartition(".")[0]
+        siblings = f"{siblings}." if siblings else ""
+        start = 0
+        for name, rows in self.outputs.items():
+            yield f"{siblings}{name}.weight", WeightSlot(self, "weight", start, rows)
+            if self.bias is not None:
+                yield f"{siblings}{name}.bias", WeightSlot(self, "bias", start, rows)
+            start += rows
+
+
+class TiedHead(Layer):
+    """The output head of a model whose embedding matrix serves for both ends."""
+
+    def __init__(self, embedding: Embedding) -> None:
+        self.tied = (embedding,)  # in a tuple: the embedding is the model's child, not ours
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return linear(x, self.weight)
+
+    def finalize_weights(self) -> None:
+        self.weight = pack_linear_weight(self.tied[0].weight.data)
