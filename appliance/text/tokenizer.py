@@ -77,18 +77,22 @@ class Tokenizer:
         return byte_scheme(self._backend.decoder.__getstate__())
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of `text`, never truncated. Special tokens written out in the text become their ids."""
-        if self._backend is None:
-            return list(self.pretrained.encode(text, add_special_tokens=add_special_tokens))
-        return list(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
+        """Token ids of `text`, never truncated. Special tokens written out in the text become their ids.
+
+        Raises ValueError for a text that isn't Unicode: JSON can spell half of a surrogate pair.
+        """
+        return self.encode_batch([text], add_special_tokens)[0]
 
     def encode_batch(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
         """`encode` of each text, on several cores."""
+        for text in texts:
+            _require_unicode(text)
         if self._backend is None:
-            return [self.encode(text, add_special_tokens) for text in texts]
-        return [
-            list(e.ids) for e in self._backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
-        ]
+            return [list(self.pretrained.encode(text, add_special_tokens=add_special_tokens)) for text in texts]
+        if len(texts) == 1:
+            return [list(self._backend.encode(texts[0], add_special_tokens=add_special_tokens).ids)]
+        encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
+        return [list(encoding.ids) for encoding in encodings]
 
     def decode(
         self, ids: Sequence[int], skip_special_tokens: bool = True, spaces_between_special_tokens: bool = True
@@ -150,25 +154,26 @@ class Tokenizer:
         return self.encode(text, add_special_tokens=False)
 
     def bad_words_ids(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-        """The token sequences that spell each word, at the start of a text and after a space."""
-        found: dict[tuple[int, ...], None] = {}  # a set that keeps its order
-        for word in words:
-            for spelling in (word.lstrip(), " " + word.lstrip()):
-                ids = tuple(self.encode(spelling, add_special_tokens=False))
-                found[ids] = None
-                found[self._without_dummy_space(ids)] = None
+        """The token sequences that spell each word, directly after other text and after a space."""
+        spellings = [space + word.lstrip() for word in words for space in ("", " ")]
+        found = dict.fromkeys(tuple(self._encode_within_text(spelling)) for spelling in spellings)  # keeps the order
         return tuple(ids for ids in found if ids)
 
-    def _without_dummy_space(self, ids: tuple[int, ...]) -> tuple[int, ...]:
-        """Sentencepiece puts a space before any text: the same sequence as it would follow another token directly."""
-        scheme = self.byte_scheme
-        if not ids or self._backend is None or scheme is None or scheme.kind != "sentencepiece":
-            return ids
-        token = self._backend.id_to_token(ids[0])
-        if token == scheme.space:
-            return ids[1:]
-        rest = self._backend.token_to_id(token[1:]) if token.startswith(scheme.space) else None
-        return ids if rest is None else (rest, *ids[1:])
+    def _encode_within_text(self, text: str) -> list[int]:
+        """Ids of `text` as it follows other text: sentencepiece puts a space before what begins a text."""
+        if self.byte_scheme is not None and self.byte_scheme.kind == "sentencepiece":
+            ids = self.encode("\n" + text, add_special_tokens=False)
+            for position, token in enumerate(ids):
+                if self.token_bytes(token) == b"\n":
+                    return ids[position + 1 :]
+        return self.encode(text, add_special_tokens=False)
+
+
+def _require_unicode(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the text has half of a surrogate pair at character {error.start}") from error
 
 
 def _eos_of(config: Mapping[str, Any]) -> set[int]:
