@@ -1,4 +1,4 @@
-"""Paged attention on the CPU: the meaning of `reference.paged_attention`, with as few and as large operations as torch has.
+"""Paged attention on the CPU: `reference.paged_attention` with as few and as large operations as torch has.
 
 Keys and values are gathered by block and head in one indexed read, straight into the layout that the batched matrix
 product takes. Single-token queries (decode) are batched in buckets of similar length; those that share a long prefix
@@ -23,24 +23,35 @@ MIN_SHARED_TOKENS = 1024
 
 
 @dataclass(slots=True)
+class _Rows:
+    """Where keys and values of B requests lie in the cache seen as rows of block_size * D, one per block and head."""
+
+    keys: torch.Tensor  # [B * Hk * n]
+    values: torch.Tensor
+    batch: int
+
+
+@dataclass(slots=True)
 class _Decode:
     """Requests with one query token each."""
 
     tokens: torch.Tensor  # [B] rows of q
-    blocks: torch.Tensor  # [B, n] blocks of each request, after the shared prefix if there is one
-    mask: torch.Tensor  # [B, 1, n * block_size] float32: 0 where the key is seen, -inf elsewhere
-    prefix_blocks: torch.Tensor | None  # [1, p] blocks that all B requests begin with
+    rows: _Rows  # n blocks of each request, after the shared prefix if there is one
+    mask: torch.Tensor  # [B * Hk, 1, n * block_size]: 0 where the key is seen, -inf elsewhere
+    prefix_rows: _Rows | None  # the blocks that all B requests begin with, once
 
 
 @dataclass(slots=True)
 class _Prefill:
-    """One request with several query tokens, q[start:end]."""
+    """One request that runs alone, q[start:end], over the keys `first_key:last_key` of its gathered blocks."""
 
     start: int
     end: int
-    blocks: torch.Tensor  # [1, n]
-    num_keys: int
-    mask: torch.Tensor | None  # [queries, num_keys] float32; None: plainly causal from position 0
+    rows: _Rows
+    first_key: int
+    last_key: int
+    mask: torch.Tensor | None  # [queries, keys]: 0 where the key is seen, -inf elsewhere
+    causal: bool  # without a mask: query i sees the first i + 1 keys; otherwise it sees all
 
 
 def paged_attention(
@@ -49,10 +60,10 @@ def paged_attention(
     """Shapes and meaning as `reference.paged_attention`; scores are rounded to q's dtype before the softmax."""
     plan = metadata.plans.get(sliding_window)
     if plan is None:
-        plan = metadata.plans[sliding_window] = _plan(metadata, sliding_window, q.dtype)
+        plan = metadata.plans[sliding_window] = _Planner(metadata, sliding_window, kv_cache.shape[2], q.dtype).plan()
     decodes, prefills = plan
-    if len(decodes) == 1 and not prefills and decodes[0].tokens.shape[0] == q.shape[0]:
-        return _decode(q, kv_cache, decodes[0], scale)  # bucket order is request order: nothing to scatter
+    if len(decodes) == 1 and not prefills:
+        return _decode(q, kv_cache, decodes[0], scale)  # its order is the order of q: nothing to scatter
     out = torch.empty_like(q)
     for group in decodes:
         out[group.tokens] = _decode(q[group.tokens], kv_cache, group, scale)
@@ -61,17 +72,12 @@ def paged_attention(
     return out
 
 
-def _gather(kv_cache: torch.Tensor, blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys and values of `blocks` [B, n], each [B * Hk, n * block_size, D], contiguous."""
+def _gather(kv_cache: torch.Tensor, rows: _Rows) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values, each [B * Hk, n * block_size, D], contiguous."""
     _, _, num_kv_heads, block_size, head_dim = kv_cache.shape
-    batch, count = blocks.shape
-    first = (blocks * (2 * num_kv_heads)).unsqueeze(1)  # the row of head 0's keys, of [num_blocks * 2 * Hk] rows
-    heads = torch.arange(num_kv_heads).view(1, num_kv_heads, 1)
-    rows = kv_cache.view(-1, block_size * head_dim)
-    key_rows = (first + heads).view(-1)
-    keys = rows.index_select(0, key_rows).view(batch * num_kv_heads, count * block_size, head_dim)
-    values = rows.index_select(0, key_rows + num_kv_heads).view(batch * num_kv_heads, count * block_size, head_dim)
-    return keys, values
+    blocks = kv_cache.view(-1, block_size * head_dim)
+    shape = (rows.batch * num_kv_heads, -1, head_dim)
+    return blocks.index_select(0, rows.keys).view(shape), blocks.index_select(0, rows.values).view(shape)
 
 
 def _decode(q: torch.Tensor, kv_cache: torch.Tensor, group: _Decode, scale: float) -> torch.Tensor:
@@ -79,14 +85,13 @@ def _decode(q: torch.Tensor, kv_cache: torch.Tensor, group: _Decode, scale: floa
     batch, num_q_heads, head_dim = q.shape
     num_kv_heads = kv_cache.shape[2]
     shared = num_q_heads // num_kv_heads
-    keys, values = _gather(kv_cache, group.blocks)
+    keys, values = _gather(kv_cache, group.rows)
     queries = q.reshape(batch * num_kv_heads, shared, head_dim)
-    mask = group.mask.expand(batch, num_kv_heads, -1).reshape(batch * num_kv_heads, 1, -1)
-    scores = torch.baddbmm(mask, queries, keys.transpose(1, 2), alpha=scale)
-    if group.prefix_blocks is None:
+    scores = torch.baddbmm(group.mask, queries, keys.transpose(1, 2), alpha=scale)
+    if group.prefix_rows is None:
         return torch.bmm(scores.softmax(-1), values).view(batch, num_q_heads, head_dim)
 
-    prefix_keys, prefix_values = _gather(kv_cache, group.prefix_blocks)  # [Hk, p * block_size, D]
+    prefix_keys, prefix_values = _gather(kv_cache, group.prefix_rows)  # [Hk, p * block_size, D]
     length = prefix_keys.shape[1]
     by_head = (num_kv_heads, batch * shared)
     queries = queries.view(batch, num_kv_heads, shared, head_dim).transpose(0, 1).reshape(*by_head, head_dim)
@@ -104,42 +109,99 @@ def _decode(q: torch.Tensor, kv_cache: torch.Tensor, group: _Decode, scale: floa
 def _prefill(q: torch.Tensor, kv_cache: torch.Tensor, request: _Prefill, scale: float) -> torch.Tensor:
     """q [n, Hq, D] → [n, Hq, D]."""
     count, num_q_heads, head_dim = q.shape
-    keys, values = _gather(kv_cache, request.blocks)
+    keys, values = _gather(kv_cache, request.rows)
     num_kv_heads = keys.shape[0]
     by_kv_head = (num_kv_heads, num_q_heads // num_kv_heads, -1, head_dim)
     out = F.scaled_dot_product_attention(
         q.transpose(0, 1).reshape(by_kv_head),
-        keys[:, None, : request.num_keys].expand(by_kv_head),
-        values[:, None, : request.num_keys].expand(by_kv_head),
+        keys[:, None, request.first_key : request.last_key].expand(by_kv_head),
+        values[:, None, request.first_key : request.last_key].expand(by_kv_head),
         attn_mask=request.mask,
-        is_causal=request.mask is None,
+        is_causal=request.causal,
         scale=scale,
     )
     return out.reshape(num_q_heads, count, head_dim).transpose(0, 1)
 
 
-def _plan(metadata: AttentionMetadata, window: int | None, dtype: torch.dtype) -> tuple[list[_Decode], list[_Prefill]]:
-    starts = np.asarray(metadata.query_start)
-    lengths = np.asarray(metadata.seq_lens)
-    counts = np.diff(starts)
-    tables = metadata.block_tables.numpy()
-    block_size = metadata.block_size
-    first_keys = np.zeros_like(lengths) if window is None else np.maximum(lengths - counts - window + 1, 0)
-    first_blocks = first_keys // block_size
-    num_blocks = -(-lengths // block_size) - first_blocks
+class _Planner:
+    """Groups the requests of one step for one sliding window (None: none)."""
 
-    prefills = [
-        _plan_prefill(tables[r], int(starts[r]), int(starts[r + 1]), int(lengths[r]), int(first_blocks[r]), block_size, window, dtype)
-        for r in np.flatnonzero(counts > 1)
-    ]
-    decodes = []
-    requests = np.flatnonzero(counts == 1)
-    for group, prefix in _shared_prefixes(tables, requests, lengths, block_size, window):
-        for bucket in _buckets(group, num_blocks - prefix, block_size):
-            decodes.append(
-                _plan_decode(tables, bucket, starts, lengths, first_blocks + prefix, num_blocks - prefix, prefix, block_size, window, dtype)
-            )
-    return decodes, prefills
+    def __init__(self, metadata: AttentionMetadata, window: int | None, num_kv_heads: int, dtype: torch.dtype) -> None:
+        self.starts = np.asarray(metadata.query_start)
+        self.lengths = np.asarray(metadata.seq_lens)
+        self.counts = np.diff(self.starts)
+        self.tables = metadata.block_tables.numpy()
+        self.block_size = metadata.block_size
+        self.window = window
+        self.num_kv_heads = num_kv_heads
+        self.dtype = dtype
+        oldest = 0 if window is None else np.maximum(self.lengths - self.counts - window + 1, 0)
+        self.first_keys = oldest + np.zeros_like(self.lengths)  # oldest key that any query of the request sees
+        self.first_blocks = self.first_keys // self.block_size
+        self.num_blocks = -(-self.lengths // self.block_size) - self.first_blocks
+
+    def plan(self) -> tuple[list[_Decode], list[_Prefill]]:
+        alone = list(np.flatnonzero(self.counts > 1))
+        decodes = []
+        requests = np.flatnonzero(self.counts == 1)
+        for group, prefix in _shared_prefixes(self.tables, requests, self.lengths, self.block_size, self.window):
+            for bucket in _buckets(group, self.num_blocks - prefix, self.block_size):
+                if len(bucket) == 1:
+                    alone.append(bucket[0])  # the fused attention beats a batch of one
+                else:
+                    decodes.append(self._decode(bucket, prefix))
+        return decodes, [self._prefill(int(r)) for r in alone]
+
+    def _rows(self, blocks: np.ndarray) -> _Rows:
+        """blocks [B, n]"""
+        first = blocks.astype(np.int64)[:, None, :] * (2 * self.num_kv_heads)  # head 0's keys
+        keys = torch.from_numpy((first + np.arange(self.num_kv_heads)[None, :, None]).reshape(-1))
+        return _Rows(keys, keys + self.num_kv_heads, len(blocks))
+
+    def _mask(self, hidden: np.ndarray) -> torch.Tensor:
+        return torch.zeros(hidden.shape, dtype=self.dtype).masked_fill_(torch.from_numpy(hidden), -torch.inf)
+
+    def _hidden(self, key_position: np.ndarray, position: np.ndarray) -> np.ndarray:
+        hidden = key_position > position
+        if self.window is not None:
+            hidden |= key_position <= position - self.window
+        return hidden
+
+    def _decode(self, requests: np.ndarray, prefix: int) -> _Decode:
+        num_blocks = self.num_blocks[requests, None] - prefix
+        first_blocks = self.first_blocks[requests, None] + prefix
+        count = int(num_blocks.max())
+        used = np.arange(count) < num_blocks
+        columns = np.where(used, first_blocks + np.arange(count), 0)
+        blocks = np.where(used, self.tables[requests[:, None], columns], 0)
+        key_position = first_blocks * self.block_size + np.arange(count * self.block_size)
+        mask = self._mask(self._hidden(key_position, self.lengths[requests, None] - 1))
+        return _Decode(
+            tokens=torch.from_numpy(self.starts[requests].astype(np.int64)),
+            rows=self._rows(blocks),
+            mask=mask.repeat_interleave(self.num_kv_heads, 0).unsqueeze(1),
+            prefix_rows=self._rows(self.tables[requests[:1], :prefix]) if prefix else None,
+        )
+
+    def _prefill(self, r: int) -> _Prefill:
+        first_block, count, length = int(self.first_blocks[r]), int(self.counts[r]), int(self.lengths[r])
+        base = first_block * self.block_size
+        first_key = int(self.first_keys[r])
+        from_start = count == length  # no earlier keys: torch's own causal mask is the right one
+        plain = count == 1 or (from_start and (self.window is None or length <= self.window))
+        mask = None
+        if not plain:
+            position = np.arange(length - count, length)[:, None]
+            mask = self._mask(self._hidden(np.arange(first_key, length)[None, :], position))
+        return _Prefill(
+            start=int(self.starts[r]),
+            end=int(self.starts[r + 1]),
+            rows=self._rows(self.tables[r : r + 1, first_block : first_block + int(self.num_blocks[r])]),
+            first_key=first_key - base,
+            last_key=length - base,
+            mask=mask,
+            causal=plain and count > 1,
+        )
 
 
 def _shared_prefixes(
@@ -184,50 +246,3 @@ def _buckets(requests: np.ndarray, num_blocks: np.ndarray, block_size: int) -> l
             start = i
     buckets.append(np.sort(order[start:]))
     return buckets
-
-
-def _plan_decode(
-    tables: np.ndarray,
-    requests: np.ndarray,
-    starts: np.ndarray,
-    lengths: np.ndarray,
-    first_blocks: np.ndarray,
-    num_blocks: np.ndarray,
-    prefix: int,
-    block_size: int,
-    window: int | None,
-    dtype: torch.dtype,
-) -> _Decode:
-    count = int(num_blocks[requests].max())
-    columns = first_blocks[requests, None] + np.arange(count)
-    used = np.arange(count) < num_blocks[requests, None]
-    blocks = np.where(used, tables[requests[:, None], np.where(used, columns, 0)], 0).astype(np.int64)
-    key_position = first_blocks[requests, None] * block_size + np.arange(count * block_size)
-    position = lengths[requests, None] - 1
-    hidden = key_position > position
-    if window is not None:
-        hidden |= key_position <= position - window
-    mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(torch.from_numpy(hidden), -torch.inf)
-    return _Decode(
-        tokens=torch.from_numpy(starts[requests].astype(np.int64)),
-        blocks=torch.from_numpy(blocks),
-        mask=mask.unsqueeze(1),
-        prefix_blocks=torch.from_numpy(tables[requests[:1], :prefix].astype(np.int64)) if prefix else None,
-    )
-
-
-def _plan_prefill(
-    table: np.ndarray, start: int, end: int, length: int, first_block: int, block_size: int, window: int | None, dtype: torch.dtype
-) -> _Prefill:
-    blocks = table[None, first_block : -(-length // block_size)].astype(np.int64)
-    first_key = first_block * block_size
-    count = end - start
-    mask = None
-    if count < length - first_key or (window is not None and length > window):
-        position = torch.arange(length - count, length).unsqueeze(1)
-        key_position = torch.arange(first_key, length).unsqueeze(0)
-        hidden = key_position > position
-        if window is not None:
-            hidden |= key_position <= position - window
-        mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, -torch.inf)
-    return _Prefill(start, end, torch.from_numpy(blocks), length - first_key, mask)

@@ -23,7 +23,9 @@ class AttentionMetadata:
     query_start: list[int]  # [R + 1], prefix sums of the query lengths
     seq_lens: list[int]  # [R], tokens each request attends to: computed before plus scheduled now
     block_size: int  # tokens a kernel block
-    plans: dict[int | None, Any] = field(default_factory=dict)  # the backend's grouping by sliding window, made once a step
+    plans: dict[int | None, Any] = field(
+        default_factory=dict
+    )  # the backend's grouping by sliding window, made once a step
 
     @property
     def num_requests(self) -> int:

@@ -46,7 +46,9 @@ def gelu_tanh_and_mul(x: torch.Tensor) -> torch.Tensor:
     return F.gelu(gate, approximate="tanh").mul_(up)
 
 
-def rotary_rows(cos_sin: torch.Tensor, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+def rotary_rows(
+    cos_sin: torch.Tensor, positions: torch.Tensor, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The rotation of each token, gathered once a step and used by every layer.
 
     cos_sin [max_len, rot_dim] float32 (cosines, then sines), positions [T] int64. Returns (cos, sin), each

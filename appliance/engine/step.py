@@ -54,5 +54,7 @@ class ModelOutput:
 
     sampled: list[list[int]]  # new token ids of each row; empty when its prompt is not finished
     logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)  # by index in `rows`, one per sampled token
-    prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)  # by index; the prompt positions that this step computed, first one is position 1
+    prompt_logprobs: dict[int, list[TokenLogprobs]] = field(
+        default_factory=dict
+    )  # by index; the prompt positions that this step computed, first one is position 1
     errors: dict[int, str] = field(default_factory=dict)  # by index: this request failed, alone

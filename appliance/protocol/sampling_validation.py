@@ -13,7 +13,9 @@ MAX_STOP_STRINGS = 16
 def validate(p: SamplingParams, vocab_size: int | None) -> None:
     """Raise `ParameterError` for the first field out of range."""
     _require(1 <= p.n <= 128, "n", f"n must be between 1 and 128, got {p.n}")
-    _require(p.max_tokens is None or p.max_tokens >= 1, "max_tokens", f"max_tokens must be at least 1, got {p.max_tokens}")
+    _require(
+        p.max_tokens is None or p.max_tokens >= 1, "max_tokens", f"max_tokens must be at least 1, got {p.max_tokens}"
+    )
     _require(p.min_tokens >= 0, "min_tokens", f"min_tokens must be at least 0, got {p.min_tokens}")
     _require(
         p.max_tokens is None or p.min_tokens <= p.max_tokens,
@@ -30,12 +32,18 @@ def validate(p: SamplingParams, vocab_size: int | None) -> None:
     _require(p.seed is None or -(2**63) <= p.seed < 2**64, "seed", "seed must fit in 64 bits")
     for name, count in (("logprobs", p.logprobs), ("prompt_logprobs", p.prompt_logprobs)):
         _require(
-            count is None or 0 <= count <= MAX_LOGPROBS, name, f"{name} must be between 0 and {MAX_LOGPROBS}, got {count}"
+            count is None or 0 <= count <= MAX_LOGPROBS,
+            name,
+            f"{name} must be between 0 and {MAX_LOGPROBS}, got {count}",
         )
     _require(len(p.stop) <= MAX_STOP_STRINGS, "stop", f"at most {MAX_STOP_STRINGS} stop strings are allowed")
     _require(all(p.stop), "stop", "a stop string must not be empty")
     _require(all(p.bad_words), "bad_words", "a bad word must not be empty")
-    _require(p.allowed_token_ids is None or len(p.allowed_token_ids) > 0, "allowed_token_ids", "allowed_token_ids must not be empty")
+    _require(
+        p.allowed_token_ids is None or len(p.allowed_token_ids) > 0,
+        "allowed_token_ids",
+        "allowed_token_ids must not be empty",
+    )
     for bias in (p.logit_bias or {}).values():
         _number("logit_bias", bias, -100.0, 100.0)
     if vocab_size is not None:
@@ -53,7 +61,9 @@ def _number(param: str, value: float, low: float, high: float, *, above: bool = 
     """`value` is finite and in [low, high], or in (low, high] with `above`."""
     inside = math.isfinite(value) and value <= high and (value > low if above else value >= low)
     if not inside:
-        bounds = f"{'above' if above else 'at least'} {low:g}" + (f" and at most {high:g}" if math.isfinite(high) else "")
+        bounds = f"{'above' if above else 'at least'} {low:g}" + (
+            f" and at most {high:g}" if math.isfinite(high) else ""
+        )
         raise ParameterError(param, f"{param} must be a finite number {bounds}, got {value}")
 
 

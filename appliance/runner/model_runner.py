@@ -1,0 +1,131 @@
+"""Runs one step of the model over the persistent batch."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from appliance.engine.step import ModelOutput, SchedulerOutput
+from appliance.protocol.wire import TokenLogprobs
+from appliance.runner.block_table import BlockTable
+from appliance.runner.rows import Rows
+from appliance.runner.sampling.logprobs import token_logprobs
+from appliance.runner.sampling.sampler import sample
+from appliance_kernels.metadata import AttentionMetadata
+
+# Prompt log-probabilities need a row of the vocabulary for every prompt token: that many at a time.
+PROMPT_LOGPROBS_CHUNK = 256
+
+
+class Model(Protocol):
+    def __call__(
+        self, input_ids: torch.Tensor, kv_caches: list[torch.Tensor], metadata: AttentionMetadata
+    ) -> torch.Tensor:
+        """input_ids [T] int64 → hidden states [T, H]"""
+        ...
+
+    def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """hidden [N, H] → [N, vocab] float32"""
+        ...
+
+
+class ModelRunner:
+    """Executes `SchedulerOutput`s on one device.
+
+    kv_caches: one tensor a layer, [num_kernel_blocks, 2, num_kv_heads, kernel_block_size, head_dim].
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        kv_caches: list[torch.Tensor],
+        *,
+        max_num_seqs: int,
+        max_model_len: int,
+        block_size: int,
+        kernel_block_size: int | None = None,
+    ) -> None:
+        self._model = model
+        self._kv_caches = kv_caches
+        self._rows = Rows(max_num_seqs, max_model_len)
+        self._table = BlockTable(max_num_seqs, max_model_len, block_size, kernel_block_size or block_size)
+
+    @torch.inference_mode()
+    def execute(self, step: SchedulerOutput) -> ModelOutput:
+        """Update rows, run one forward over all scheduled tokens, sample where a request's known tokens end."""
+        self._update_rows(step)
+        rows = np.asarray(step.rows, dtype=np.int64)
+        computed = np.asarray(step.num_computed_tokens, dtype=np.int64)
+        scheduled = np.asarray(step.num_scheduled_tokens, dtype=np.int64)
+        starts = np.concatenate(([0], np.cumsum(scheduled)))
+        of_token = np.repeat(rows, scheduled)
+        positions = np.arange(starts[-1]) - np.repeat(starts[:-1] - computed, scheduled)
+        metadata = AttentionMetadata(
+            positions=torch.from_numpy(positions),
+            slot_mapping=torch.from_numpy(self._table.slots(of_token, positions)),
+            block_tables=torch.from_numpy(self._table.tables(rows)),
+            query_start=starts.tolist(),
+            seq_lens=(computed + scheduled).tolist(),
+            block_size=self._table.kernel_block_size,
+        )
+        input_ids = torch.from_numpy(self._rows.token_ids[of_token, positions].astype(np.int64))
+        hidden = self._model(input_ids, self._kv_caches, metadata)
+
+        output = ModelOutput(sampled=[[] for _ in step.rows])
+        self._prompt_logprobs(output, rows, computed, scheduled, starts, hidden)
+        self._sample(output, rows, computed + scheduled, starts, hidden)
+        return output
+
+    def _update_rows(self, step: SchedulerOutput) -> None:
+        for row in step.released_rows:
+            self._rows.release(row)
+            self._table.clear(row)
+        for new in step.new_rows:
+            self._rows.add(new)
+            self._table.clear(new.row)
+            self._table.append(new.row, new.block_ids)
+        for row, block_ids in step.appended_blocks.items():
+            self._table.append(row, block_ids)
+
+    def _sample(
+        self, output: ModelOutput, rows: np.ndarray, lengths: np.ndarray, starts: np.ndarray, hidden: torch.Tensor
+    ) -> None:
+        complete = np.flatnonzero(lengths == self._rows.num_tokens[rows])
+        if not len(complete):
+            return
+        last = torch.from_numpy(starts[1:][complete] - 1)
+        logits = self._model.compute_logits(hidden[last])
+        sampled = sample(logits, rows[complete], self._rows)
+        self._rows.append(rows[complete], sampled.tokens)
+        for i, token in zip(complete.tolist(), sampled.tokens.tolist(), strict=True):
+            output.sampled[i] = [token]
+        output.logprobs = {int(complete[i]): [found] for i, found in sampled.logprobs.items()}
+        for i, message in sampled.errors.items():
+            output.errors[int(complete[i])] = message
+
+    def _prompt_logprobs(
+        self,
+        output: ModelOutput,
+        rows: np.ndarray,
+        computed: np.ndarray,
+        scheduled: np.ndarray,
+        starts: np.ndarray,
+        hidden: torch.Tensor,
+    ) -> None:
+        """The token at position p is predicted at position p - 1, so the last prompt position predicts none of it."""
+        for i in np.flatnonzero(self._rows.num_prompt_logprobs[rows] >= 0):
+            row = rows[i]
+            first = int(computed[i]) + 1
+            end = min(int(computed[i] + scheduled[i]) + 1, int(self._rows.num_prompt_tokens[row]))
+            wanted = int(self._rows.num_prompt_logprobs[row])
+            found: list[TokenLogprobs] = []
+            for begin in range(first, end, PROMPT_LOGPROBS_CHUNK):
+                positions = range(begin, min(begin + PROMPT_LOGPROBS_CHUNK, end))
+                offset = int(starts[i]) + begin - first
+                logits = self._model.compute_logits(hidden[offset : offset + len(positions)])
+                tokens = self._rows.token_ids[row, positions.start : positions.stop].astype(np.int64)
+                found += token_logprobs(logits, torch.from_numpy(tokens), [wanted] * len(positions))
+            if found:
+                output.prompt_logprobs[int(i)] = found

@@ -1,0 +1,70 @@
+"""The persistent batch: what the runner remembers of each request from admission to finish."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from appliance.engine.step import NewRow
+from appliance.protocol.sampling_params import SamplingParams
+
+
+class Rows:
+    """Arrays with one row a request. A row is written when a request takes it and by each sampled token; nothing is
+    rebuilt between steps."""
+
+    def __init__(self, max_num_seqs: int, max_model_len: int) -> None:
+        self.token_ids = np.zeros((max_num_seqs, max_model_len), dtype=np.int32)
+        self.num_tokens = np.zeros(max_num_seqs, dtype=np.int64)
+        self.num_prompt_tokens = np.zeros(max_num_seqs, dtype=np.int64)
+        self.temperature = np.zeros(max_num_seqs, dtype=np.float32)
+        self.top_k = np.zeros(max_num_seqs, dtype=np.int64)  # 0: all
+        self.top_p = np.ones(max_num_seqs, dtype=np.float32)
+        self.min_p = np.zeros(max_num_seqs, dtype=np.float32)
+        self.seed = np.zeros(max_num_seqs, dtype=np.uint64)
+        self.num_logprobs = np.full(max_num_seqs, -1, dtype=np.int64)  # -1: none wanted
+        self.num_prompt_logprobs = np.full(max_num_seqs, -1, dtype=np.int64)
+        self.constrained = np.zeros(max_num_seqs, dtype=bool)  # logits are edited before sampling
+        self.sampling: list[SamplingParams | None] = [None] * max_num_seqs
+        self.stop_token_ids: list[frozenset[int]] = [frozenset()] * max_num_seqs
+
+    def add(self, new: NewRow) -> None:
+        row, params, count = new.row, new.sampling, len(new.token_ids)
+        assert params.seed is not None
+        self.token_ids[row, :count] = new.token_ids
+        self.num_tokens[row] = count
+        self.num_prompt_tokens[row] = new.num_prompt_tokens
+        self.temperature[row] = params.temperature
+        self.top_k[row] = max(params.top_k, 0)
+        self.top_p[row] = params.top_p
+        self.min_p[row] = params.min_p
+        self.seed[row] = np.uint64(params.seed & (2**64 - 1))
+        self.num_logprobs[row] = -1 if params.logprobs is None else params.logprobs
+        self.num_prompt_logprobs[row] = (
+            params.prompt_logprobs if new.wants_prompt_logprobs and params.prompt_logprobs is not None else -1
+        )
+        self.constrained[row] = _edits_logits(params)
+        self.sampling[row] = params
+        self.stop_token_ids[row] = new.stop_token_ids
+
+    def append(self, rows: np.ndarray, token_ids: np.ndarray) -> None:
+        """One sampled token for each of `rows`. The last position of a full row has no place and needs none."""
+        position = self.num_tokens[rows]
+        fits = position < self.token_ids.shape[1]
+        self.token_ids[rows[fits], position[fits]] = token_ids[fits]
+        self.num_tokens[rows] += 1
+
+    def release(self, row: int) -> None:
+        self.sampling[row] = None
+        self.num_tokens[row] = 0
+
+
+def _edits_logits(p: SamplingParams) -> bool:
+    return bool(
+        p.logit_bias
+        or p.allowed_token_ids is not None
+        or p.bad_words_token_ids
+        or p.min_tokens
+        or p.presence_penalty
+        or p.frequency_penalty
+        or p.repetition_penalty != 1.0
+    )

@@ -1,0 +1,50 @@
+"""From logits to tokens, for all requests of a step that have one to choose."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from appliance.protocol.wire import TokenLogprobs
+from appliance.runner.rows import Rows
+from appliance.runner.sampling.choose import choose
+from appliance.runner.sampling.constraints import apply_constraints
+from appliance.runner.sampling.logprobs import token_logprobs
+
+BAD_LOGITS = "the model produced NaN or infinite logits for this request"
+
+
+@dataclass(slots=True)
+class Sampled:
+    """Parallel to the rows that were given."""
+
+    tokens: np.ndarray  # [N] int64
+    logprobs: dict[int, TokenLogprobs]  # by index
+    errors: dict[int, str]  # by index; the token there means nothing
+
+
+def sample(logits: torch.Tensor, rows: np.ndarray, batch: Rows) -> Sampled:
+    """Choose the next token of requests `rows` [N] from `logits` [N, vocab] float32, which is overwritten."""
+    # The maximum is NaN or infinite where any logit is NaN or +infinite: one pass tells which requests are broken.
+    top = logits.amax(-1)
+    errors = {int(i): BAD_LOGITS for i in torch.nonzero(~top.isfinite()).flatten()}
+    wanted = np.flatnonzero(batch.num_logprobs[rows] >= 0)
+    raw = logits[torch.from_numpy(wanted)] if len(wanted) else None
+    apply_constraints(logits, rows, batch)
+    tokens = choose(
+        logits,
+        batch.temperature[rows],
+        batch.top_k[rows],
+        batch.top_p[rows],
+        batch.min_p[rows],
+        batch.seed[rows],
+        batch.num_tokens[rows],
+    )
+    logprobs: dict[int, TokenLogprobs] = {}
+    if raw is not None:
+        counts = batch.num_logprobs[rows[wanted]].tolist()
+        found = token_logprobs(raw, torch.from_numpy(tokens[wanted]), counts)
+        logprobs = dict(zip(wanted.tolist(), found, strict=True))
+    return Sampled(tokens, logprobs, errors)

@@ -1,0 +1,172 @@
+"""What each sampling parameter does to the choice of a token."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from appliance.runner.sampling import choose as choose_module
+from appliance.runner.sampling.choose import choose
+from appliance.runner.sampling.random import uniform
+from tests.unit.runner.batches import new_row, sample_rows
+
+VOCAB = 40
+
+
+def draw(logits: torch.Tensor, count: int, *, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seed=7) -> np.ndarray:
+    """`count` independent choices from one distribution `logits` [vocab]."""
+    return choose(
+        logits.expand(count, -1).clone(),
+        np.full(count, temperature, np.float32),
+        np.full(count, top_k),
+        np.full(count, top_p, np.float32),
+        np.full(count, min_p, np.float32),
+        np.full(count, seed, np.uint64),
+        np.arange(count),
+    )
+
+
+def truncated_distribution(
+    logits: torch.Tensor, temperature: float, top_k: int, top_p: float, min_p: float
+) -> np.ndarray:
+    """The textbook definition, token by token."""
+    p = torch.softmax(logits.double() / temperature, -1).numpy()
+    p[p < min_p * p.max()] = 0
+    order = np.argsort(-p, kind="stable")
+    if top_k:
+        p[order[top_k:]] = 0
+    p /= p.sum()
+    reached = 0.0
+    for token in order:
+        if reached >= top_p and top_p < 1.0:
+            p[token] = 0
+        reached += p[token]
+    return p / p.sum()
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
+@pytest.mark.parametrize("top_k", [0, 1, 5])
+@pytest.mark.parametrize("top_p", [1.0, 0.9, 0.3])
+@pytest.mark.parametrize("min_p", [0.0, 0.1])
+def test_draws_follow_the_distribution_that_the_parameters_define(temperature, top_k, top_p, min_p):
+    logits = torch.randn(VOCAB, generator=torch.Generator().manual_seed(3)) * 2
+    want = truncated_distribution(logits, temperature, top_k, top_p, min_p)
+    count = 20_000
+    counts = np.bincount(
+        draw(logits, count, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p), minlength=VOCAB
+    )
+    assert counts[want == 0].sum() == 0, "a token that was cut was drawn"
+    kept = want > 0
+    # Pearson's chi-square has mean df and variance 2·df: six deviations above is out of reach for a right sampler
+    statistic = ((counts[kept] - count * want[kept]) ** 2 / (count * want[kept])).sum()
+    df = kept.sum() - 1
+    assert statistic <= df + 6 * math.sqrt(2 * df) + 1e-9
+
+
+def test_a_nucleus_wider_than_the_candidates_falls_back_to_the_whole_vocabulary(monkeypatch):
+    logits = torch.randn(VOCAB, generator=torch.Generator().manual_seed(5))
+    whole = draw(logits, 500, top_p=0.95)
+    monkeypatch.setattr(choose_module, "NUCLEUS_CANDIDATES", 2)
+    assert np.array_equal(draw(logits, 500, top_p=0.95), whole)
+
+
+def test_the_same_seed_gives_the_same_tokens_whatever_else_is_in_the_batch():
+    logits = torch.randn(1, VOCAB)
+    mine = {"temperature": 1.0, "seed": 123}
+    alone = sample_rows(logits, new_row(0, [1, 2], **mine)).tokens[0]
+    others = torch.randn(3, VOCAB)
+    crowd = sample_rows(
+        torch.cat((others[:2], logits, others[2:])),
+        new_row(0, [5], temperature=0.0),
+        new_row(1, [5], temperature=2.0, top_k=3, seed=123),
+        new_row(2, [1, 2], **mine),
+        new_row(3, [5], temperature=1.0, top_p=0.5, seed=9),
+    )
+    assert crowd.tokens[2] == alone
+
+
+def test_uniform_depends_on_seed_and_position_and_is_uniform():
+    positions = np.arange(100_000)
+    draws = uniform(np.full(100_000, 42, np.uint64), positions)
+    assert draws.min() >= 0 and draws.max() < 1
+    counts = np.histogram(draws, bins=100, range=(0, 1))[0]
+    assert ((counts - 1000) ** 2 / 1000).sum() < 99 + 6 * math.sqrt(198)
+    neighbours = uniform(np.arange(100_000, dtype=np.uint64), np.zeros(100_000, np.int64))
+    assert abs(np.corrcoef(neighbours[:-1], neighbours[1:])[0, 1]) < 0.02
+    assert not np.array_equal(draws, uniform(np.full(100_000, 43, np.uint64), positions))
+
+
+def test_greedy_takes_the_most_likely_token():
+    logits = torch.randn(4, VOCAB)
+    tokens = sample_rows(logits, *(new_row(i, [1], temperature=0.0) for i in range(4))).tokens
+    assert tokens.tolist() == logits.argmax(-1).tolist()
+
+
+def greedy(logits: list[float], prompt: list[int], output: list[int], **kwargs) -> int:
+    row = new_row(0, prompt, output, temperature=0.0, **kwargs)
+    return int(sample_rows(torch.tensor([logits]), row).tokens[0])
+
+
+def test_logit_bias_adds_to_the_logits():
+    assert greedy([1.0, 0.0, 0.0], [0], [], logit_bias={2: 1.5}) == 2
+    assert greedy([1.0, 0.0, 0.0], [0], [], logit_bias={0: -100.0, 1: 0.1}) == 1
+
+
+def test_only_allowed_tokens_are_chosen_even_with_a_bias():
+    assert greedy([9.0, 1.0, 2.0, 0.0], [0], [], allowed_token_ids=(1, 3)) == 1
+    assert greedy([9.0, 1.0, 2.0, 0.0], [0], [], allowed_token_ids=(1, 3), logit_bias={3: 5.0}) == 3
+
+
+def test_stop_tokens_are_impossible_before_min_tokens():
+    assert greedy([9.0, 1.0, 2.0], [1], [], stop_token_ids=(0,), min_tokens=1) == 2
+    assert greedy([9.0, 1.0, 2.0], [1], [2], stop_token_ids=(0,), min_tokens=1) == 0
+
+
+def test_a_bad_word_is_refused_at_its_last_token_only():
+    words = ((3,), (1, 2))
+    assert greedy([0.0, 5.0, 1.0, 9.0], [0], [], bad_words_token_ids=words) == 1
+    assert greedy([0.0, 1.0, 5.0, 9.0], [0], [1], bad_words_token_ids=words) == 1
+    assert greedy([0.0, 1.0, 5.0, 9.0], [0, 1], [], bad_words_token_ids=words) == 2, (
+        "its beginning in the prompt is free"
+    )
+
+
+def test_repetition_penalty_counts_prompt_and_output_and_pushes_both_signs_down():
+    assert greedy([3.0, 2.0, 0.0], [0], [], repetition_penalty=2.0) == 1
+    assert greedy([-1.0, -1.5, -9.0], [0], [], repetition_penalty=2.0) == 1
+    assert greedy([3.0, 2.0, 0.0], [2], [0], repetition_penalty=2.0) == 1
+
+
+def test_presence_and_frequency_penalties_count_the_output_alone():
+    assert greedy([3.0, 2.0, 0.0], [0, 0, 0], [], presence_penalty=2.0, frequency_penalty=2.0) == 0
+    assert greedy([3.0, 2.0, 0.0], [2], [0], presence_penalty=1.5) == 1
+    assert greedy([3.0, 2.0, 0.0], [2], [0], frequency_penalty=0.5) == 0
+    assert greedy([3.0, 2.0, 0.0], [2], [0, 0, 0], frequency_penalty=0.5) == 1
+
+
+def test_logprobs_are_of_the_unedited_distribution_with_rank_and_alternatives():
+    logits = torch.tensor([[1.0, 3.0, 2.0, -1.0]])
+    found = sample_rows(logits, new_row(0, [0], temperature=0.0, logprobs=2, logit_bias={0: 50.0})).logprobs[0]
+    want = logits[0].log_softmax(-1).tolist()
+    assert found.token_ids == [0, 1, 2]
+    assert found.logprobs == pytest.approx([want[0], want[1], want[2]])
+    assert found.rank == 3
+
+
+def test_logprobs_zero_gives_the_chosen_token_alone():
+    found = sample_rows(torch.randn(1, VOCAB), new_row(0, [0], temperature=0.0, logprobs=0)).logprobs[0]
+    assert len(found.token_ids) == 1 and found.rank == 1
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_broken_logits_end_one_request_and_no_other(bad):
+    logits = torch.randn(3, VOCAB)
+    logits[1, 17] = bad
+    sampled = sample_rows(logits, *(new_row(i, [1], temperature=1.0, seed=i) for i in range(3)))
+    assert list(sampled.errors) == [1]
+    assert "NaN" in sampled.errors[1]
+    clean = sample_rows(logits[[0, 2]], new_row(0, [1], seed=0), new_row(1, [1], seed=2))
+    assert sampled.tokens[[0, 2]].tolist() == clean.tokens.tolist()
