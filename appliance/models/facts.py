@@ -78,11 +78,12 @@ def _num_parameters(config: Any) -> int:
     q, kv = config.num_attention_heads * head_dim, config.num_key_value_heads * head_dim
     kind = config.model_type
     layer = hidden * (q + 2 * kv) + q * hidden + 3 * hidden * inner + 2 * hidden
-    if kind == "qwen2" or getattr(config, "attention_bias", False):
+    attention_bias = kind in ("llama", "qwen3", "gemma3_text") and config.attention_bias
+    if kind == "qwen2" or attention_bias:
         layer += q + 2 * kv
-    if getattr(config, "attention_bias", False):
+    if attention_bias:
         layer += hidden
-    if getattr(config, "mlp_bias", False):
+    if kind == "llama" and config.mlp_bias:
         layer += 2 * inner + hidden
     if kind in ("qwen3", "gemma3_text"):
         layer += 2 * head_dim

@@ -33,7 +33,6 @@ class Gemma3Layer(DecoderLayer):
             qkv_bias=config.attention_bias,
             output_bias=config.attention_bias,
             scale=config.query_pre_attn_scalar**-0.5,
-            softcap=config.attn_logit_softcapping,
             head_norm=OffsetRMSNorm,
             eps=eps,
         )

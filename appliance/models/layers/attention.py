@@ -31,7 +31,6 @@ class Attention(Layer):
         qkv_bias: bool = False,
         output_bias: bool = False,
         scale: float | None = None,
-        softcap: float | None = None,
         head_norm: type[RMSNorm] | None = None,
         eps: float = 1e-6,
     ) -> None:
@@ -46,7 +45,6 @@ class Attention(Layer):
         self.num_kv_heads = num_kv_heads
         self.sliding_window = sliding_window
         self.scale = head_dim**-0.5 if scale is None else scale
-        self.softcap = softcap
 
     def __call__(
         self, hidden: torch.Tensor, rotary: RotaryRows, kv_cache: torch.Tensor, metadata: AttentionMetadata
@@ -55,5 +53,5 @@ class Attention(Layer):
         q = rotary_and_write_kv(
             self.qkv_proj(hidden), rotary, kv_cache, metadata.slot_mapping, self.num_heads, self.num_kv_heads, norms
         )
-        out = paged_attention(q, kv_cache, metadata, self.scale, self.sliding_window, self.softcap)
+        out = paged_attention(q, kv_cache, metadata, self.scale, self.sliding_window)
         return self.o_proj(out.flatten(1))
