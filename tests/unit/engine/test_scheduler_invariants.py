@@ -1,0 +1,197 @@
+"""Random arrivals, aborts and failures in small caches, under every policy: what must hold holds after every step."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from appliance.engine.request import RequestError, RequestStatus
+from appliance.engine.step import SchedulerOutput
+from tests.unit.engine.null_model import Harness, expected_tokens
+
+# Few stems and a small alphabet, so that prefixes are shared, fully, partly and by accident.
+STEMS = ([0] * 24, [*range(24)], [0] * 8 + [*range(16)])
+
+prompts = st.builds(
+    lambda stem, cut, tail: STEMS[stem][:cut] + tail,
+    st.integers(0, len(STEMS) - 1),
+    st.integers(0, 24),
+    st.lists(st.integers(0, 2), max_size=4),
+)
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """Sees the scheduler as engine and runner do, and looks inside it between their calls."""
+
+    @initialize(
+        policy=st.sampled_from(["fcfs", "priority", "fair"]),
+        num_blocks=st.integers(3, 16),
+        block_size=st.sampled_from([1, 2, 4]),
+        max_num_seqs=st.integers(1, 4),
+        extra_budget=st.integers(0, 24),
+        threshold=st.sampled_from([0, 0, 1, 5]),
+        chunked=st.booleans(),
+        caching=st.booleans(),
+    )
+    def start(
+        self,
+        policy: str,
+        num_blocks: int,
+        block_size: int,
+        max_num_seqs: int,
+        extra_budget: int,
+        threshold: int,
+        chunked: bool,
+        caching: bool,
+    ) -> None:
+        self.engine = Harness(
+            policy=policy,
+            num_blocks=num_blocks,
+            block_size=block_size,
+            max_num_seqs=max_num_seqs,
+            max_model_len=40,
+            max_num_batched_tokens=max_num_seqs + extra_budget if chunked else 40 + extra_budget,
+            enable_chunked_prefill=chunked,
+            long_prefill_token_threshold=threshold if chunked else 0,
+            caching=caching,
+            eos_token_ids=(49,),
+        )
+        self.prompts: dict[str, list[int]] = {}
+        self.aborted: set[str] = set()
+
+    @rule(
+        prompt=prompts,
+        max_tokens=st.integers(1, 12),
+        priority=st.integers(0, 2),
+        key=st.sampled_from("abc"),
+        salt=st.sampled_from(["", "", "s"]),
+        prompt_logprobs=st.sampled_from([None, None, None, 0]),
+    )
+    def add(
+        self, prompt: list[int], max_tokens: int, priority: int, key: str, salt: str, prompt_logprobs: int | None
+    ) -> None:
+        kv_cache = self.engine.scheduler.kv_cache
+        impossible = not prompt or kv_cache.blocks_for(len(prompt) + max_tokens - 1) > kv_cache.num_blocks
+        fields = {"priority": priority, "key_id": key, "cache_salt": salt, "prompt_logprobs": prompt_logprobs}
+        if impossible:
+            with pytest.raises(RequestError):
+                self.engine.add(prompt, max_tokens=max_tokens, **fields)
+            return
+        self.prompts[self.engine.add(prompt, max_tokens=max_tokens, **fields)] = prompt
+
+    @rule()
+    def step(self) -> None:
+        self.check_output(self.engine.step())
+
+    @rule(data=st.data())
+    def step_with_aborts_while_it_runs_and_requests_that_fail(self, data: st.DataObject) -> None:
+        scheduler = self.engine.scheduler
+        output = scheduler.schedule()
+        self.check_output(output)
+        if output is None:
+            return
+        self.abort(data)
+        fail = data.draw(st.sets(st.integers(0, len(output.rows) - 1), max_size=1))
+        self.engine.collect(scheduler.update(output, self.engine.model.execute(output, fail)))
+
+    @rule()
+    def step_that_fails(self) -> None:
+        self.engine.fail_step()
+
+    @precondition(lambda self: self.engine.scheduler.has_work())
+    @rule(data=st.data())
+    def abort(self, data: st.DataObject) -> None:
+        living = sorted(self.engine.scheduler._requests)
+        if living:
+            name = data.draw(st.sampled_from(living))
+            assert self.engine.scheduler.abort(name)
+            self.aborted.add(name)
+
+    @rule()
+    def reset_prefix_cache(self) -> None:
+        self.engine.scheduler.reset_prefix_cache()
+
+    def check_output(self, output: SchedulerOutput | None) -> None:
+        scheduler = self.engine.scheduler
+        if output is None:
+            assert not scheduler.has_work()
+            return
+        config = scheduler.config
+        assert output.rows
+        assert output.total_tokens <= config.max_num_batched_tokens
+        assert len(output.rows) <= config.max_num_seqs
+        if config.long_prefill_token_threshold:
+            assert max(output.num_scheduled_tokens) <= config.long_prefill_token_threshold
+
+    @invariant()
+    def holders_and_reference_counts_agree(self) -> None:
+        scheduler = self.engine.scheduler
+        pool, index = scheduler.kv_cache.pool, scheduler.kv_cache.index
+        running = list(scheduler._running.values())
+        holders = Counter(block for request in running for block in request.block_ids)
+        assert [pool.ref_count(block) for block in range(pool.num_blocks)] == [
+            holders[block] for block in range(pool.num_blocks)
+        ]
+        assert sorted(pool.free_blocks()) == [block for block in range(pool.num_blocks) if not holders[block]]
+        assert pool.num_free == pool.num_blocks - len(holders)
+        for request in running:
+            assert len(set(request.block_ids)) == len(request.block_ids)
+            assert request.num_computed_tokens <= len(request.block_ids) * scheduler.kv_cache.block_size
+        for block, number in holders.items():
+            assert number == 1 or block in index or self.was_reset_or_withdrawn(block)
+
+    def was_reset_or_withdrawn(self, block: int) -> bool:
+        """A shared block that is not in the index any more is a full one of everybody who holds it."""
+        size = self.engine.scheduler.kv_cache.block_size
+        return all(
+            request.num_computed_tokens >= (request.block_ids.index(block) + 1) * size
+            for request in self.engine.scheduler._running.values()
+            if block in request.block_ids
+        )
+
+    @invariant()
+    def rows_belong_to_one_request_each(self) -> None:
+        scheduler = self.engine.scheduler
+        rows = [request.row for request in scheduler._running.values()]
+        assert sorted(rows + scheduler._free_rows) == list(range(scheduler.config.max_num_seqs))
+        assert all(request.status is RequestStatus.RUNNING for request in scheduler._running.values())
+        waiting = [r for r in scheduler._requests.values() if r.status is RequestStatus.WAITING]
+        assert len(waiting) == len(scheduler._waiting)
+        assert not any(request.block_ids for request in waiting)
+
+    @invariant()
+    def every_request_has_one_outcome_or_lives(self) -> None:
+        living = set(self.engine.scheduler._requests)
+        ended = set(self.engine.last)
+        assert not ended & self.aborted
+        assert not living & (ended | self.aborted)
+        assert living | ended | self.aborted == set(self.prompts)
+
+    def teardown(self) -> None:
+        if not hasattr(self, "engine"):
+            return
+        engine = self.engine
+        # Far more than the work that is left, even if all of it were preempted again and again.
+        engine.run(most_steps=200 * (1 + len(engine.scheduler._requests)))
+        self.every_request_has_one_outcome_or_lives()
+        self.holders_and_reference_counts_agree()
+        assert engine.scheduler.kv_cache.num_free_blocks == engine.scheduler.kv_cache.num_blocks
+        assert not engine.scheduler._under_way
+        for name, tokens in engine.tokens.items():
+            assert tokens == expected_tokens(self.prompts[name], len(tokens), engine.salts[name])
+            if name in engine.last and engine.last[name].finish_reason == "length":
+                assert tokens
+        for delta in engine.deltas:
+            if delta.prompt_logprobs is not None:
+                found = [entry.token_ids[0] for entry in delta.prompt_logprobs[1:] if entry is not None]
+                assert found == list(range(1, len(self.prompts[delta.request_id])))
+
+
+TestSchedulerInvariants = SchedulerMachine.TestCase
+TestSchedulerInvariants.settings = settings(
+    max_examples=120, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+)
