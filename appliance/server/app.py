@@ -1,0 +1,88 @@
+"""The aiohttp application: every part put together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+from aiohttp import web
+
+from appliance.config import Settings
+from appliance.engine.client import EngineClient
+from appliance.server.admission import AdmissionQueue
+from appliance.server.auth import ApiKeys
+from appliance.server.context import CONTEXT, ServerContext
+from appliance.server.cors import allowed_origin, cors_middleware
+from appliance.server.errors import errors_middleware
+from appliance.server.metrics import Metrics
+from appliance.server.middlewares import add_headers, auth_middleware, observe_middleware
+from appliance.server.routes.table import Route, routes
+from appliance.server.stats_log import watch_throughput
+from appliance.server.tokenizer_holder import TokenizerHolder
+from appliance.text.tokenizer import Tokenizer
+
+
+def create_app(settings: Settings, engine: EngineClient, load_tokenizer: Callable[[], Tokenizer]) -> web.Application:
+    """The application in front of `engine`, which whoever calls this starts and closes.
+
+    `load_tokenizer` runs in a thread once the application starts; until it returns, the server is up but not ready.
+    Takes over `engine.on_stats`.
+    """
+    names = settings.model.served_model_name or (settings.model.model,)
+    metrics = Metrics(names[0], engine)
+    engine.on_stats = metrics.engine_stats
+    scheduling = settings.scheduling
+    context = ServerContext(
+        settings=settings,
+        engine=engine,
+        tokenizers=TokenizerHolder(load_tokenizer),
+        metrics=metrics,
+        admission=AdmissionQueue(
+            scheduling.max_num_queued_reqs, scheduling.max_num_queued_tokens, on_rejection=metrics.rejected
+        ),
+        keys=ApiKeys(settings.server.api_key),
+        model_names=tuple(names),
+    )
+    table = routes(settings)
+    prefixes = {"", settings.server.root_path.rstrip("/")}
+    by_resource: dict[tuple[str, str], Route] = {}
+    app = web.Application(client_max_size=settings.server.max_request_bytes)
+    for prefix in prefixes:
+        for route in table:
+            method = app.router.add_get if route.method == "GET" else app.router.add_post
+            added = method(prefix + route.path, route.handler)
+            assert added.resource is not None
+            by_resource[route.method, added.resource.canonical] = route
+    app.middlewares.extend([observe_middleware(by_resource), errors_middleware])
+    _add_cors(app, settings)
+    app.middlewares.append(auth_middleware(by_resource))
+    app.on_response_prepare.append(add_headers)
+    app[CONTEXT] = context
+    app.cleanup_ctx.append(_background)
+    return app
+
+
+def _add_cors(app: web.Application, settings: Settings) -> None:
+    origins = settings.server.allowed_origins
+    if not origins:
+        return
+    app.middlewares.append(cors_middleware(origins))
+
+    async def mark(request: web.Request, response: web.StreamResponse) -> None:
+        response.headers["Vary"] = "Origin"
+        origin = allowed_origin(request, origins)
+        if origin is not None:
+            response.headers["Access-Control-Allow-Origin"] = origin
+            response.headers["Access-Control-Expose-Headers"] = "X-Request-Id, OpenAI-Processing-Ms, Retry-After"
+
+    app.on_response_prepare.append(mark)
+
+
+async def _background(app: web.Application) -> AsyncIterator[None]:
+    context = app[CONTEXT]
+    context.tokenizers.start()
+    log_stats = not context.settings.server.disable_log_stats
+    watcher = asyncio.create_task(watch_throughput(context.engine, context.metrics.collector, log_stats=log_stats))
+    yield
+    watcher.cancel()
+    await context.tokenizers.close()

@@ -1,0 +1,106 @@
+"""Builds the replies of `/v1/completions`, whole or in chunks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from msgspec import UNSET
+
+from appliance.protocol.openai.common import Usage
+from appliance.protocol.openai.completions import (
+    CompletionChoice,
+    CompletionChunk,
+    CompletionRequest,
+    CompletionResponse,
+)
+from appliance.protocol.wire import TokenLogprobs
+from appliance.server.context import SYSTEM_FINGERPRINT
+from appliance.server.generation import Generation, Part, Sequence
+from appliance.server.intake import Prompt
+from appliance.server.logprobs import completion_logprobs, prompt_logprobs
+from appliance.server.reply import Collected, ReplyHead
+from appliance.text.tokenizer import Tokenizer
+
+
+@dataclass(slots=True)
+class CompletionReply:
+    head: ReplyHead
+    request: CompletionRequest
+    tokenizer: Tokenizer
+    prompts: list[Prompt]
+    _offsets: dict[int, int] = field(default_factory=dict)  # by choice: characters whose tokens were reported
+
+    def whole(self, generation: Generation, results: list[Collected]) -> CompletionResponse:
+        choices = []
+        for sequence, result in zip(generation.sequences, results, strict=True):
+            choice = self._choice(sequence, result.text, result.token_ids, result.logprobs, first=True)
+            choice.finish_reason = result.finish_reason
+            choice.stop_reason = result.stop_reason
+            if self.request.prompt_logprobs is not None:
+                choice.prompt_logprobs = prompt_logprobs(self.tokenizer, sequence.prompt_logprobs or [])
+            choices.append(choice)
+        return CompletionResponse(
+            id=self.head.id,
+            created=self.head.created,
+            model=self.head.model,
+            system_fingerprint=SYSTEM_FINGERPRINT,
+            choices=choices,
+            usage=generation.usage(),
+        )
+
+    def chunk(self, part: Part, usage: Usage | None) -> CompletionChunk | None:
+        """None for a part that shows nothing yet."""
+        sequence, delta = part
+        first = sequence.index not in self._offsets
+        silent = not delta.text and delta.finish_reason is None and not delta.logprobs
+        if silent and not (first and self.request.echo) and not self.request.return_token_ids:
+            return None
+        choice = self._choice(sequence, delta.text, delta.token_ids, delta.logprobs or [], first=first)
+        choice.finish_reason = delta.finish_reason
+        choice.stop_reason = delta.stop_reason
+        return self._chunk([choice], usage)
+
+    def usage_chunk(self, usage: Usage) -> CompletionChunk:
+        return self._chunk([], usage)
+
+    def _chunk(self, choices: list[CompletionChoice], usage: Usage | None) -> CompletionChunk:
+        options = self.request.stream_options
+        announced = options is not None and (options.include_usage or options.continuous_usage_stats)
+        return CompletionChunk(
+            id=self.head.id,
+            created=self.head.created,
+            model=self.head.model,
+            system_fingerprint=SYSTEM_FINGERPRINT,
+            choices=choices,
+            usage=usage if announced else UNSET,
+        )
+
+    def _choice(
+        self, sequence: Sequence, text: str, token_ids: list[int], logprobs: list[TokenLogprobs], *, first: bool
+    ) -> CompletionChoice:
+        """A choice with new tokens; with `first`, after its prompt if that is echoed."""
+        prompt = self.prompts[sequence.prompt_index]
+        entries: list[TokenLogprobs | None] = list(logprobs)
+        reported = token_ids
+        if self.request.echo and self.request.max_tokens == 0:
+            text, entries, reported = "", [], []
+        if self.request.echo and first:
+            text = self._prompt_text(prompt) + text
+            entries = [*(sequence.prompt_logprobs or ()), *entries]
+            reported = [*prompt.token_ids, *reported]
+        choice = CompletionChoice(index=sequence.index, text=text)
+        offset = self._offsets.setdefault(sequence.index, 0)
+        if self.request.logprobs is not None:
+            choice.logprobs, self._offsets[sequence.index] = completion_logprobs(
+                self.tokenizer, reported, entries, offset
+            )
+        if self.request.return_token_ids:
+            choice.token_ids = token_ids
+            if first:
+                choice.prompt_token_ids = prompt.token_ids
+        return choice
+
+    def _prompt_text(self, prompt: Prompt) -> str:
+        if prompt.text is not None and self.request.truncate_prompt_tokens is None:
+            return prompt.text
+        return self.tokenizer.decode(prompt.token_ids)

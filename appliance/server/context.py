@@ -1,0 +1,78 @@
+"""What the handlers of one application share."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from aiohttp import web
+
+from appliance.config import Settings
+from appliance.engine.client import EngineClient
+from appliance.protocol.wire import EngineReady
+from appliance.server.admission import AdmissionQueue
+from appliance.server.auth import ApiKeys
+from appliance.server.errors import ApiError, unavailable
+from appliance.server.metrics import Metrics
+from appliance.server.tokenizer_holder import TokenizerHolder
+from appliance.version import __version__
+
+SYSTEM_FINGERPRINT = f"pagebox-{__version__}"
+
+
+@dataclass(slots=True)
+class ServerContext:
+    settings: Settings
+    engine: EngineClient
+    tokenizers: TokenizerHolder
+    metrics: Metrics
+    admission: AdmissionQueue
+    keys: ApiKeys
+    model_names: tuple[str, ...]  # the first is the one in replies
+    started: float = field(default_factory=time.monotonic)
+    created: int = field(default_factory=lambda: int(time.time()))
+    draining: bool = False  # no new work is taken
+    has_started: bool = False  # the engine was ready once
+
+    def model_name(self, asked: str | None) -> str:
+        """The name to answer with. Raises a 404 for a model that is not served."""
+        if asked is None or asked in self.model_names:
+            return asked or self.model_names[0]
+        raise ApiError(
+            404,
+            f"The model `{asked[:128]}` does not exist; this server has {', '.join(self.model_names)}.",
+            param="model",
+            code="model_not_found",
+        )
+
+    def ready_engine(self) -> EngineReady:
+        """The numbers of the engine. Raises a 503 that says why it cannot take work now."""
+        reason = self.not_ready_reason()
+        ready = self.engine.status.ready
+        if reason is not None or ready is None:
+            raise unavailable(reason or "The engine is not ready.")
+        return ready
+
+    def not_ready_reason(self) -> str | None:
+        """Why this server cannot decode a token now, in a sentence; None when it can."""
+        if self.draining:
+            return "The server is shutting down and takes no new requests."
+        status = self.engine.status
+        if not self.engine.is_ready():
+            if status.phase == "ready":
+                return _stall_reason(status.last_step_age, status.heartbeat_age)
+            return f"The engine is not ready: {status.detail or status.phase.replace('_', ' ')}"
+        if not self.tokenizers.ready:
+            return self.tokenizers.failure or "The tokenizer is still loading."
+        return None
+
+
+def _stall_reason(step_age: float | None, heartbeat_age: float | None) -> str:
+    if step_age is not None:
+        return f"The engine is stuck: it has work but its last step was {step_age:.0f} s ago."
+    if heartbeat_age is not None:
+        return f"The engine is stuck: it was last heard {heartbeat_age:.0f} s ago."
+    return "The engine does not answer."
+
+
+CONTEXT: web.AppKey[ServerContext] = web.AppKey("context", ServerContext)

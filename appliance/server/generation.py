@@ -1,0 +1,172 @@
+"""Runs the sequences of one HTTP request in the engine, and hands on what they add as it comes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import cast
+
+import msgspec
+
+from appliance.engine.client import EngineClient, EngineError, EngineUnavailable
+from appliance.protocol.openai.common import PromptTokensDetails, Usage
+from appliance.protocol.wire import AddRequest, TokenDelta, TokenLogprobs
+from appliance.server.admission import Ticket
+from appliance.server.metrics import Metrics, SequenceTimings
+from appliance.server.request_record import RequestRecord
+from appliance.text.sequence import SequenceDelta, SequenceStream
+
+
+@dataclass(slots=True)
+class Sequence:
+    """One sequence and what is known of it so far. Times are `time.monotonic()` seconds, durations seconds."""
+
+    index: int  # of its choice in the reply
+    prompt_index: int
+    request: AddRequest
+    stream: SequenceStream
+    num_cached_tokens: int = 0
+    prompt_logprobs: list[TokenLogprobs | None] | None = None  # with the first part, if asked for
+    first_token: float | None = None
+    last_delivery: float = 0.0
+    queue_time: float | None = None
+    prefill_time: float | None = None
+
+
+Part = tuple[Sequence, SequenceDelta]
+Sink = Callable[[list[Part]], Awaitable[None]]  # gets what is due, one or more parts
+
+
+class Generation:
+    """Leaving `run` early, by an error, a stop string or cancellation, aborts in the engine what still runs."""
+
+    def __init__(
+        self, engine: EngineClient, metrics: Metrics, record: RequestRecord, ticket: Ticket, sequences: list[Sequence]
+    ) -> None:
+        self.sequences = sequences
+        self._engine = engine
+        self._metrics = metrics
+        self._record = record
+        self._ticket = ticket
+
+    async def run(self, sink: Sink) -> None:
+        """Every part of every sequence goes to `sink`. Raises `EngineError`, and what `sink` raises."""
+        first = self.sequences[0]
+        self._metrics.request_started(len(self.sequences), first.request.sampling.max_tokens or 0)
+        self._record.prompt_tokens = self.usage().prompt_tokens
+        if len(self.sequences) > 1:
+            await self._run_many(sink)
+            return
+        async with aclosing(self._parts(first)) as parts:
+            async for part in parts:
+                await sink([part])
+
+    def usage(self) -> Usage:
+        """Tokens so far. The prompt of `n` sequences counts once."""
+        first_of_prompt = {sequence.prompt_index: sequence for sequence in reversed(self.sequences)}.values()
+        prompt = sum(len(sequence.request.prompt_token_ids) for sequence in first_of_prompt)
+        completion = sum(sequence.stream.num_tokens for sequence in self.sequences)
+        return Usage(
+            prompt_tokens=prompt,
+            completion_tokens=completion,
+            total_tokens=prompt + completion,
+            prompt_tokens_details=PromptTokensDetails(cached_tokens=sum(s.num_cached_tokens for s in first_of_prompt)),
+        )
+
+    async def _run_many(self, sink: Sink) -> None:
+        queue: asyncio.Queue[Part | None] = asyncio.Queue()  # None: a sequence has ended
+
+        async def pump(sequence: Sequence) -> None:
+            async with aclosing(self._parts(sequence)) as parts:
+                async for part in parts:
+                    queue.put_nowait(part)
+            queue.put_nowait(None)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for sequence in self.sequences:
+                    group.create_task(pump(sequence))
+                running = len(self.sequences)
+                while running:
+                    items = [await queue.get()]
+                    while not queue.empty():
+                        items.append(queue.get_nowait())
+                    running -= items.count(None)
+                    parts = [item for item in items if item is not None]
+                    if parts:
+                        await sink(parts)
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+
+    async def _parts(self, sequence: Sequence) -> AsyncGenerator[Part, None]:
+        outcome = "abort"
+        try:
+            deltas = cast("AsyncGenerator[TokenDelta, None]", self._engine.generate(sequence.request))
+            async with aclosing(deltas):
+                async for delta in deltas:
+                    if delta.finish_reason == "error":
+                        raise EngineError(delta.error or "The engine failed on this request.")
+                    if delta.finish_reason == "abort":
+                        raise EngineUnavailable("The engine gave this request up; send it again.")
+                    self._note(sequence, delta)
+                    for piece in _pieces(delta, one_by_one=bool(sequence.request.sampling.stop)):
+                        part = sequence.stream.push(piece)
+                        assert part is not None, "no piece follows the one that finished the sequence"
+                        outcome = part.finish_reason or outcome
+                        yield sequence, part
+                        if part.finish_reason is not None:
+                            return
+        except EngineError:
+            outcome = "error"
+            raise
+        finally:
+            self._ended(sequence, outcome)
+
+    def _note(self, sequence: Sequence, delta: TokenDelta) -> None:
+        now = time.monotonic()
+        sequence.num_cached_tokens = max(sequence.num_cached_tokens, delta.num_cached_tokens)
+        if delta.prompt_logprobs is not None:
+            sequence.prompt_logprobs = delta.prompt_logprobs
+        if sequence.first_token is not None:
+            self._metrics.tokens_delivered(now - sequence.last_delivery)
+        elif delta.token_ids:
+            sequence.first_token = now
+            sequence.queue_time = delta.queue_time
+            sequence.prefill_time = delta.prefill_time
+            self._ticket.started(len(sequence.request.prompt_token_ids))
+            if self._record.first_token is None:
+                self._record.first_token = now
+        sequence.last_delivery = now
+
+    def _ended(self, sequence: Sequence, outcome: str) -> None:
+        started = self._record.started
+        self._record.completion_tokens += sequence.stream.num_tokens
+        self._record.cached_tokens += sequence.num_cached_tokens
+        self._metrics.sequence_finished(
+            SequenceTimings(
+                finish_reason=outcome,
+                prompt_tokens=len(sequence.request.prompt_token_ids),
+                generation_tokens=sequence.stream.num_tokens,
+                end_to_end=time.monotonic() - started,
+                time_to_first_token=None if sequence.first_token is None else sequence.first_token - started,
+                queue=sequence.queue_time,
+                prefill=sequence.prefill_time,
+            )
+        )
+
+
+def _pieces(delta: TokenDelta, *, one_by_one: bool) -> Iterator[TokenDelta]:
+    """`delta`, or its tokens one by one, so that none counts that follows the one which completes a stop string."""
+    if not one_by_one or len(delta.token_ids) < 2:
+        yield delta
+        return
+    last = len(delta.token_ids) - 1
+    for i, token in enumerate(delta.token_ids):
+        logprobs = None if delta.logprobs is None else [delta.logprobs[i]]
+        if i == last:
+            yield msgspec.structs.replace(delta, token_ids=[token], logprobs=logprobs)
+        else:
+            yield TokenDelta(delta.request_id, [token], logprobs)

@@ -1,0 +1,72 @@
+"""What happens around every handler: the record of the request, its key, its headers."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+
+from appliance.server.auth import Access
+from appliance.server.context import CONTEXT
+from appliance.server.request_log import log_request
+from appliance.server.request_record import RECORD, RequestRecord, request_id_of
+from appliance.server.routes.table import Route
+
+
+def observe_middleware(routes: Mapping[tuple[str, str], Route]) -> Middleware:
+    """Outermost: every request gets a record, and ends in exactly one outcome."""
+
+    @web.middleware
+    async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
+        context = request.app[CONTEXT]
+        record = request[RECORD] = RequestRecord(request_id_of(request.headers.get("X-Request-Id")))
+        route = route_of(request, routes)
+        status = 0
+        try:
+            response = await handler(request)
+            status = response.status
+            return response
+        except (ConnectionError, asyncio.CancelledError):
+            record.outcome = "disconnected"
+            raise
+        finally:
+            outcome = record.outcome or "success"
+            if route is None or not route.quiet:
+                context.metrics.request_ended(outcome, record.key)
+                if not context.settings.server.disable_log_requests:
+                    log_request(record, request.method, route.path if route else "(unknown)", status, outcome)
+
+    return observe
+
+
+def auth_middleware(routes: Mapping[tuple[str, str], Route]) -> Middleware:
+    """Everything needs a key but what says that anyone may call it; unknown routes too, so that nobody can probe."""
+
+    @web.middleware
+    async def authenticate(request: web.Request, handler: Handler) -> web.StreamResponse:
+        route = route_of(request, routes)
+        if route is None or route.access is not Access.ANYONE:
+            request[RECORD].key = request.app[CONTEXT].keys.check(request.headers.get("Authorization"))
+        return await handler(request)
+
+    return authenticate
+
+
+def route_of(request: web.Request, routes: Mapping[tuple[str, str], Route]) -> Route | None:
+    """The route that was matched; None for an unknown path or method."""
+    resource = request.match_info.route.resource
+    if resource is None:
+        return None
+    method = "GET" if request.method == "HEAD" else request.method
+    return routes.get((method, resource.canonical))
+
+
+async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
+    """Signal on_response_prepare: also for streams, whose headers leave before the handler returns."""
+    record = request.get(RECORD)
+    if record is not None:
+        response.headers["X-Request-Id"] = record.request_id
+        response.headers["OpenAI-Processing-Ms"] = str(int((time.monotonic() - record.started) * 1000))

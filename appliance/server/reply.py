@@ -1,0 +1,113 @@
+"""What the replies of all generating routes have in common: identity, collecting, streaming, the time limit."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable, Iterable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+
+import msgspec
+from aiohttp import web
+
+from appliance.protocol.openai.common import StreamOptions, Usage
+from appliance.protocol.wire import FinishReason, TokenLogprobs
+from appliance.server.context import ServerContext
+from appliance.server.errors import as_api_error
+from appliance.server.generation import Generation, Part
+from appliance.server.request_record import RECORD, RequestRecord
+from appliance.server.sse import DONE, EventStream, event
+
+
+@dataclass(slots=True)
+class ReplyHead:
+    """Who answers: the same in every chunk of one reply."""
+
+    id: str
+    created: int
+    model: str
+
+
+def new_head(prefix: str, model: str) -> ReplyHead:
+    return ReplyHead(id=f"{prefix}-{secrets.token_hex(16)}", created=int(time.time()), model=model)
+
+
+@dataclass(slots=True)
+class Collected:
+    """A whole sequence."""
+
+    texts: list[str] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
+
+
+async def collect(generation: Generation, context: ServerContext, record: RequestRecord) -> list[Collected]:
+    """All sequences, once they have ended."""
+    results = [Collected() for _ in generation.sequences]
+
+    async def sink(parts: list[Part]) -> None:
+        for sequence, delta in parts:
+            result = results[sequence.index]
+            result.texts.append(delta.text)
+            result.token_ids += delta.token_ids
+            result.logprobs += delta.logprobs or ()
+            result.finish_reason = delta.finish_reason
+            result.stop_reason = delta.stop_reason
+
+    async with time_limit(context, record):
+        await generation.run(sink)
+    return results
+
+
+async def stream(
+    request: web.Request,
+    context: ServerContext,
+    generation: Generation,
+    options: StreamOptions | None,
+    chunk: Callable[[Part, Usage | None], msgspec.Struct | None],
+    usage_chunk: Callable[[Usage], msgspec.Struct],
+) -> web.StreamResponse:
+    """Sends `chunk` of every part (None: nothing to send), the usage if asked for, and the end.
+
+    An error after the headers is an event of its own, after which the stream ends without `[DONE]`.
+    """
+    continuous = options is not None and bool(options.continuous_usage_stats)
+    async with EventStream(request) as events:
+
+        async def sink(parts: list[Part]) -> None:
+            usage = generation.usage() if continuous else None
+            due = _encoded(chunk(part, usage) for part in parts)
+            if due:
+                await events.send(due)
+
+        try:
+            async with time_limit(context, request[RECORD]):
+                await generation.run(sink)
+                last = usage_chunk(generation.usage()) if options is not None and options.include_usage else None
+                await events.send(_encoded([last]) + DONE)
+        except ConnectionError:
+            raise
+        except Exception as error:
+            api_error = as_api_error(error)
+            request[RECORD].outcome = api_error.outcome
+            request[RECORD].error_code = api_error.code
+            await events.send(event(api_error.body()))
+    return events.response
+
+
+def time_limit(context: ServerContext, record: RequestRecord) -> AbstractAsyncContextManager[object]:
+    """Raises TimeoutError once the request is older than the setting request-timeout allows."""
+    limit = context.settings.server.request_timeout
+    return asyncio.timeout(record.started + limit - time.monotonic() if limit else None)
+
+
+def _encoded(chunks: Iterable[msgspec.Struct | None]) -> bytes:
+    return b"".join(event(msgspec.json.encode(chunk)) for chunk in chunks if chunk is not None)
