@@ -28,6 +28,8 @@ class Command:
 
 COMMANDS = (
     Command("config", "show, explain and check settings", "appliance.cli.config_command"),
+    Command("model inspect", "show what a model is and what it costs", "appliance.cli.model_inspect"),
+    Command("model pull", "fetch a model into a local folder", "appliance.cli.model_pull"),
     Command("version", "print the version", "appliance.cli.version_command"),
 )
 
