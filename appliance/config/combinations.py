@@ -63,6 +63,15 @@ def _whole_prompts(settings: Settings, provenance: Provenance) -> str:
     )
 
 
+def _split_prompts(settings: Settings, provenance: Provenance) -> str:
+    if settings.scheduling.enable_chunked_prefill or not settings.scheduling.long_prefill_token_threshold:
+        return ""
+    return (
+        f"long-prefill-token-threshold ({provenance['long_prefill_token_threshold']}) splits prompts, which "
+        f"enable-chunked-prefill = false ({provenance['enable_chunked_prefill']}) forbids; leave one out."
+    )
+
+
 def _listening(settings: Settings, provenance: Provenance) -> str:
     if settings.server.uds is None:
         return ""
@@ -89,7 +98,7 @@ def _root_path(settings: Settings, provenance: Provenance) -> str:
 
 def _remote_code(settings: Settings, provenance: Provenance) -> str:
     model = settings.model.model
-    if not settings.model.trust_remote_code or not model or Path(model).is_dir():
+    if not settings.model.trust_remote_code or not model or Path(model).expanduser().is_dir():
         return ""
     return (
         f"trust-remote-code ({provenance['trust_remote_code']}) is refused, as {model} is not a local folder: download "
@@ -99,7 +108,7 @@ def _remote_code(settings: Settings, provenance: Provenance) -> str:
 
 def _revision(settings: Settings, provenance: Provenance) -> str:
     model = settings.model.model
-    if settings.model.revision is None or not model or not Path(model).exists():
+    if settings.model.revision is None or not model or not Path(model).expanduser().exists():
         return ""
     return f"revision ({provenance['revision']}) is for models from Hugging Face; {model} is on this machine."
 
@@ -125,6 +134,7 @@ _RULES: tuple[Callable[[Settings, Provenance], str], ...] = (
     _cache_size,
     _step_budget,
     _whole_prompts,
+    _split_prompts,
     _listening,
     _tls,
     _root_path,

@@ -22,9 +22,15 @@ def add_settings_arguments(parser: argparse.ArgumentParser, *, model_argument: b
     What is written there is only collected, as the parser cannot know what files and environment say; `resolve` of the
     parsed namespace converts, checks and merges it.
     """
+    parser.usage = f"%(prog)s{' [MODEL]' if model_argument else ''} [FLAGS]"
     if model_argument:
         parser.add_argument(
-            "model", nargs="?", default=argparse.SUPPRESS, action=_Collect, metavar="MODEL", help=_help("model")
+            "model",
+            nargs="?",
+            default=argparse.SUPPRESS,
+            action=_Collect,
+            metavar="MODEL",
+            help="a local folder in Hugging Face's layout, a GGUF file, or a Hugging Face id",
         )
     parser.add_argument("--config", metavar="FILE", help="YAML file with settings; conf.d/*.yaml beside it add to it.")
     for group, title in TITLES.items():

@@ -42,8 +42,8 @@ weight is read. So does a setting marked *not built yet* that is given anything 
 
 
 def find(name: str) -> Setting:
-    """The setting of that name, spelled as flag, YAML key or variable. Raises ConfigError with the nearest name."""
-    wanted = canonical(name).removeprefix("__").removeprefix("pagebox_")
+    """The setting of that name, without dashes before it. Raises ConfigError with the nearest name."""
+    wanted = canonical(name).removeprefix("pagebox_")
     if wanted in MEANINGLESS:
         raise ConfigError(f"{name} is accepted and changes nothing: continuous batching makes it meaningless here.")
     if wanted == WORKER_USE_RAY:

@@ -182,10 +182,12 @@ def _quoted(value: Any) -> str:
 
 
 def _plain(value: Any) -> str:
+    if value is None:
+        return "nothing"
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):
-        return f"{value:g}" if value < 1e15 else str(int(value))
+        return str(int(value)) if value.is_integer() else str(value)
     if isinstance(value, list | tuple):
         return ", ".join(_plain(one) for one in value)
     if isinstance(value, Mapping):

@@ -15,14 +15,15 @@ class MemorySettings:
     gpu_memory_utilization: float = setting(
         0.9,
         purpose="Fraction of the device's memory that the engine may use for weights, activations and KV cache "
-        "together; the cache takes what the other two leave of it. On the CPU it is the fraction of the host memory "
-        "that was free once the weights were loaded, and the cache stays below a fixed bound, as other programs live "
-        "there too.",
+        "together; the cache takes what the other two leave of it. On the CPU the cache gets this fraction of the "
+        "host memory that is free beside the weights, and at most 4 GiB, as other programs live there too; "
+        "kv-cache-memory goes beyond that.",
         memory="Sets the size of the KV cache.",
         throughput="More cache, more requests at once and more prefixes kept; too high leaves no room for other "
         "programs and ends in out-of-memory errors.",
         typical="0.85 to 0.95 on a GPU of its own.",
-        formula="KV cache = gpu-memory-utilization × device memory − weights − peak of activations",
+        formula="KV cache = gpu-memory-utilization × device memory − weights − peak of activations (GPU), or min(4 "
+        "GiB, gpu-memory-utilization × (free host memory − weights)) (CPU)",
         above=0,
         maximum=1,
     )

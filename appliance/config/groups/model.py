@@ -63,16 +63,18 @@ class ModelSettings:
         typical="4096 to 32768 for chat, the model's own for long documents.",
         formula="KV bytes of one full request = max-model-len × 2 × layers × KV heads × head size × bytes per element",
         when_unset="The model's own (max_position_embeddings of its config.json).",
-        minimum=1,
+        minimum=2,
         unit="tokens",
     )
     dtype: Literal["auto", "float16", "bfloat16", "float32"] = setting(
         "auto",
-        purpose="Number format of weights, activations and KV cache. auto takes what the model was saved in, except "
-        "that a float32 model is served in bfloat16 on a GPU.",
+        purpose="Number format of weights, activations and KV cache. auto takes the one that the model was saved in, "
+        "except that a 16-bit model is served on a CPU in bfloat16 where the processor has instructions for it "
+        "(AVX-512 BF16 or AMX) and in float32 where it has not, and that a float32 model is served on a GPU in "
+        "bfloat16.",
         memory="float32 takes twice the memory of the other two, for weights and for KV cache.",
-        throughput="A 16-bit format is about twice as fast, as decoding is bound by memory. On a CPU without bfloat16 "
-        "instructions (AVX-512 BF16, AMX) float32 is often faster.",
+        throughput="A 16-bit format is about twice as fast where the hardware has it, as decoding is bound by reading "
+        "memory; a CPU without bfloat16 instructions is much faster in float32.",
         typical="auto; float32 to compare tokens with a reference.",
         formula="bytes per element: 2 for float16 and bfloat16, 4 for float32",
     )

@@ -31,7 +31,8 @@ class SchedulingSettings:
         "client waits for it (inter-token latency). Low: the reverse.",
         typical="512 to 2048 on the CPU, 2048 to 16384 on a GPU.",
         formula="longest pause of a stream ≈ max-num-batched-tokens ÷ prefill tokens/s",
-        when_unset="8192 on a GPU, 2048 on the CPU; never less than max-num-seqs.",
+        when_unset="8192 on a GPU, 2048 on the CPU; never less than max-num-seqs, nor, without "
+        "enable-chunked-prefill, than max-model-len.",
         minimum=1,
         unit="tokens",
     )
@@ -53,7 +54,7 @@ class SchedulingSettings:
     long_prefill_token_threshold: int = setting(
         0,
         purpose="Most prompt tokens of one request in one step, so that a very long prompt leaves room for short ones "
-        "beside it. 0: no limit but max-num-batched-tokens.",
+        "beside it. 0: no limit but max-num-batched-tokens. Needs enable-chunked-prefill.",
         throughput="Short requests overtake long prompts; the long ones take more steps.",
         typical="0; a quarter of max-num-batched-tokens for mixed lengths.",
         minimum=0,
@@ -61,9 +62,10 @@ class SchedulingSettings:
     )
     max_num_queued_reqs: int = setting(
         4096,
-        purpose="Sequences that may wait; further requests get a 429 with retry-after at once instead of an ever "
-        "longer wait. 0: no limit. The default is bounded because an unbounded queue turns overload into timeouts "
-        "for everybody and into memory of the server.",
+        purpose="Sequences that may wait for their first token; further requests get a 429 with retry-after at once "
+        "instead of an ever longer wait. A request that finds nobody waiting is always admitted. 0: no limit. The "
+        "default is bounded because an unbounded queue turns overload into timeouts for everybody, and into memory "
+        "of the server.",
         memory="Each waiting request costs its tokens (about 36 bytes each in the engine) and an open connection.",
         throughput="None below the limit.",
         typical="Four to sixteen times max-num-seqs.",
@@ -72,8 +74,9 @@ class SchedulingSettings:
     )
     max_num_queued_tokens: int = setting(
         4_194_304,
-        purpose="Prompt tokens that may wait, over all queued requests; further requests get a 429 with retry-after. "
-        "0: no limit. It catches what a count of requests cannot: a few very long prompts.",
+        purpose="Prompt tokens, over all sequences, that may wait for their first token; further requests get a 429 "
+        "with retry-after. A request that finds nobody waiting is always admitted. 0: no limit. It catches what a "
+        "count of requests cannot: a few very long prompts.",
         memory="At most about 36 bytes a token, 150 MB at the default.",
         throughput="None below the limit.",
         typical="Seconds of patience × prefill tokens/s.",

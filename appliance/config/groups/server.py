@@ -40,7 +40,7 @@ class ServerSettings:
         "one. Keys given as flags can be read by every user of the machine with `ps`; use the environment or a file "
         "there.",
         typical="One key per client, 32 random bytes each.",
-        when_unset="No key is accepted; see the server's log at the start for what that means for clients.",
+        when_unset="Everybody who reaches the server may call it.",
         secret=True,
     )
     api_keys_file: str | None = setting(
