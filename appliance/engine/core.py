@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from appliance.engine.request import RequestError
 from appliance.engine.scheduler import Scheduler
 from appliance.engine.step import ModelOutput, SchedulerOutput
 from appliance.protocol.wire import AddRequest, SchedulerStats, TokenDelta, TraceEvent
@@ -33,7 +34,7 @@ class EngineCore:
         executor: Executor,
         on_trace: Callable[[TraceEvent], None] | None = None,
     ) -> None:
-        """`on_trace` gets the time and tokens of each step of traced requests; the scheduler reports its own events."""
+        """`on_trace` gets the time of each step while traced requests live; the scheduler reports its own events."""
         self._scheduler = scheduler
         self._executor = executor
         self._on_trace = on_trace
@@ -43,14 +44,18 @@ class EngineCore:
 
     def add(self, request: AddRequest) -> TokenDelta | None:
         """Queue a sequence. The delta, if any, says why it can never run."""
-        refusal = self._scheduler.add(request)
-        if refusal is None and request.trace and self._on_trace is not None:
+        try:
+            self._scheduler.add_request(request)
+        except RequestError as error:
+            return TokenDelta(request.request_id, [], finish_reason="error", error=str(error))
+        if request.trace and self._on_trace is not None:
             self._traced.add(request.request_id)
-        return refusal
+        return None
 
     def abort(self, request_ids: Sequence[str]) -> None:
         """Forget requests and free what they hold; no delta follows. Unknown ids are ignored."""
-        self._scheduler.abort(request_ids)
+        for request_id in request_ids:
+            self._scheduler.abort(request_id)
         self._traced.difference_update(request_ids)
 
     def has_work(self) -> bool:
@@ -74,12 +79,11 @@ class EngineCore:
         try:
             output = self._executor.execute(step)
         except Exception as error:
-            return self._fail(step, error)
+            return self._forget_finished(self._fail(step, error))
         self._failures = 0
-        deltas = self._scheduler.update(step, output)
         if self._traced:
-            self._trace(step, deltas, time.perf_counter() - began)
-        return deltas
+            self._trace(step, time.perf_counter() - began)
+        return self._forget_finished(self._scheduler.update(step, output))
 
     def _fail(self, step: SchedulerOutput, error: Exception) -> list[TokenDelta]:
         self._failures += 1
@@ -87,22 +91,21 @@ class EngineCore:
         reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         if self._failures >= MAX_CONSECUTIVE_FAILURES:
             self.fatal_error = f"{self._failures} steps in a row failed, the last one with {reason}"
-        deltas = self._scheduler.fail_step(step, f"The engine failed while it computed this request ({reason})")
-        self._traced.difference_update(delta.request_id for delta in deltas)
-        return deltas
+        return self._scheduler.fail_step(step, f"The engine failed while it computed this request ({reason})")
 
-    def _trace(self, step: SchedulerOutput, deltas: list[TokenDelta], seconds: float) -> None:
+    def _trace(self, step: SchedulerOutput, seconds: float) -> None:
+        """Tell every traced request of the step that just ran, its own tokens in it or not."""
         assert self._on_trace is not None
-        for delta in deltas:
-            if delta.request_id not in self._traced:
-                continue
+        for request_id in self._traced:
             fields: dict[str, int | float | str | list[int]] = {
                 "step": step.step,
-                "tokens_in_step": step.total_tokens,
-                "requests_in_step": len(step.rows),
+                "tokens": step.total_tokens,
+                "requests": len(step.rows),
                 "milliseconds": round(seconds * 1000, 3),
-                "token_ids": delta.token_ids,
             }
-            self._on_trace(TraceEvent(delta.request_id, time.time(), "step", fields))
-            if delta.finish_reason is not None:
-                self._traced.discard(delta.request_id)
+            self._on_trace(TraceEvent(request_id, time.time(), "step", fields))
+
+    def _forget_finished(self, deltas: list[TokenDelta]) -> list[TokenDelta]:
+        if self._traced:
+            self._traced.difference_update(delta.request_id for delta in deltas if delta.finish_reason is not None)
+        return deltas

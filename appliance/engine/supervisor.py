@@ -41,6 +41,7 @@ class EngineSupervisor:
         self._on_exit = on_exit
         self._process: asyncio.subprocess.Process | None = None
         self._task: asyncio.Task[None] | None = None
+        self._stopping = False
 
     @property
     def pid(self) -> int | None:
@@ -55,6 +56,7 @@ class EngineSupervisor:
         """End the engine, by force after `grace_seconds`, and do not start it again."""
         if self._task is None:
             return
+        self._stopping = True
         process = self._process
         if process is not None:
             _signal(process, signal.SIGTERM)
@@ -71,6 +73,8 @@ class EngineSupervisor:
         while True:
             began = time.monotonic()
             code, last_words = await self._run_once()
+            if self._stopping:
+                return
             if time.monotonic() - began > STABLE_SECONDS:
                 wait = FIRST_RESTART_SECONDS
             final = code == SETTINGS_REFUSED
