@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from fractions import Fraction
 from types import MappingProxyType
 from typing import Any
 
@@ -13,8 +14,8 @@ from appliance.config.catalog import Setting
 from appliance.config.declaration import Declaration
 from appliance.config.errors import ConfigError, suggestion
 
-_WHOLE = re.compile(r"[+-]?[0-9]+")
-_WITH_UNIT = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]+)")
+_WHOLE = re.compile(r"[+-]?[0-9]{1,19}")
+_WITH_UNIT = re.compile(r"([0-9]{1,19}(?:\.[0-9]{1,19})?)\s*([A-Za-z]+)")
 _SWITCH_WORDS = MappingProxyType(
     {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 )
@@ -148,7 +149,7 @@ def _with_unit(text: str, unit: str) -> int | None:
     if match is None:
         return None
     factor = _BYTES.get(match[2].lower()) if unit == "bytes" else _TOKENS.get(match[2])
-    return None if factor is None else round(float(match[1]) * factor)
+    return None if factor is None else int(Fraction(match[1]) * factor)
 
 
 def _in_range(setting: Setting, number: int | float) -> bool:

@@ -28,6 +28,8 @@ def mistake_in_file(folder: Path, text: str) -> str:
         (["--max-num-seqs", "many"], ["max-num-seqs", "whole number", "'many'", "flag --max-num-seqs"]),
         (["--max-num-seqs", "0"], ["max-num-seqs", "at least 1", "not 0"]),
         (["--max-num-seqs", "-4"], ["max-num-seqs", "at least 1", "not -4"]),
+        (["--max-num-seqs", "9" * 5000], ["max-num-seqs", "whole number"]),
+        (["--kv-cache-memory", "9" * 400 + "GiB"], ["kv-cache-memory", "a size in bytes"]),
         (["--max-num-seqs", "2.5"], ["max-num-seqs", "whole number", "'2.5'"]),
         (["--max-num-seqs", "4k"], ["max-num-seqs", "whole number", "'4k'"]),
         (["--port", "70000"], ["port", "from 0 to 65535"]),
