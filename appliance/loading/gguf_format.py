@@ -44,66 +44,57 @@ GEMMA_LAYER_NAMES = LAYER_NAMES | {
     "ffn_norm": "pre_feedforward_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
-ARCHITECTURES = {  # by general.architecture; Mistral models are "llama" there
-    "llama": "LlamaForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-    "gemma3": "Gemma3ForCausalLM",
-}
-FREQUENCY_FACTORS = "rope_freqs.weight"  # what Llama 3.1's scaling divides each inverse frequency by
+
+SPLIT = re.compile(r"-\d{5}-of-(\d{5})$")
 
 
 def find(location: Path) -> list[Path]:
-    """The file, or the one GGUF model of a folder (which may be split into numbered files)."""
+    """The file, or the one GGUF model of a folder; with a split one, all its files in order."""
     if location.is_file():
-        return [location] if location.suffix == ".gguf" else []
+        split = SPLIT.search(location.stem)
+        if split is None:
+            return [location] if location.suffix == ".gguf" else []
+        return _complete(sorted(location.parent.glob(f"{location.stem[: split.start()]}-*-of-{split[1]}.gguf")))
     paths = sorted(location.glob("*.gguf"))
-    stems = {re.sub(r"-\d{5}-of-\d{5}$", "", path.stem) for path in paths}
+    stems = {SPLIT.sub("", path.stem) for path in paths}
     if len(stems) > 1:
         raise ModelLoadError(
             f"{location} has several GGUF models ({', '.join(path.name for path in paths)}); give the file to load"
         )
+    return _complete(paths)
+
+
+def open_files(location: Path) -> list[CheckpointFile]:
+    """The files of the model at `location`; empty if there is none. The first of split files has the metadata."""
+    readers = {path: open_reader(path) for path in find(location)}
+    if not readers:
+        return []
+    first = next(iter(readers))
+    architecture = read_field(readers[first], "general.architecture", first)
+    heads = {}
+    if architecture == "llama":
+        heads["q_proj"] = read_field(readers[first], "llama.attention.head_count", first)
+        heads["k_proj"] = read_field(readers[first], "llama.attention.head_count_kv", first, heads["q_proj"])
+    files = []
+    for path, reader in readers.items():
+        tensors = {_hugging_face_name(tensor.name, architecture): tensor for tensor in reader.tensors}
+        shapes = {name: tuple(int(size) for size in reversed(tensor.shape)) for name, tensor in tensors.items()}
+        files.append(CheckpointFile(path, shapes, partial(_read, path, architecture, heads, tensors)))
+    return files
+
+
+def _complete(paths: list[Path]) -> list[Path]:
+    """`paths`, if no part of a split model is missing."""
+    split = SPLIT.search(paths[0].stem) if paths else None
+    if split and len(paths) != int(split[1]):
+        raise ModelLoadError(
+            f"{paths[0].parent}: {len(paths)} of the {int(split[1])} files of the split GGUF model are there"
+        )
     return paths
 
 
-def open_file(path: Path) -> CheckpointFile:
-    reader = _open(path)
-    architecture = _text(reader, "general.architecture", path)
-    shapes = {}
-    names = {}
-    for tensor in reader.tensors:
-        name = _hugging_face_name(tensor.name, architecture)
-        names[name] = tensor
-        shapes[name] = tuple(int(size) for size in reversed(tensor.shape))
-    return CheckpointFile(path, shapes, partial(_read, path, reader, architecture, names))
-
-
-def metadata_config(path: Path) -> dict[str, Any]:
-    """The fields of a config.json, from the metadata of a GGUF file."""
-    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
-
-    reader = _open(path)
-    architecture = _text(reader, "general.architecture", path)
-    if architecture not in ARCHITECTURES:
-        raise ModelLoadError(
-            f"{path}: GGUF architecture {architecture!r} is not supported (supported: {', '.join(ARCHITECTURES)})"
-        )
-    try:
-        config: dict[str, Any] = dict(load_gguf_checkpoint(str(path), return_tensors=False)["config"])
-    except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise ModelLoadError(f"{path}: the GGUF metadata cannot be understood: {error}") from error
-    config["architectures"] = [ARCHITECTURES[architecture]]
-    config["model_type"] = "gemma3_text" if architecture == "gemma3" else architecture
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
-    config["tie_word_embeddings"] = "output.weight" not in tensors
-    if FREQUENCY_FACTORS in tensors:
-        factors = _dequantize(tensors[FREQUENCY_FACTORS], path).tolist()
-        theta = config.pop("rope_theta", 10000.0)
-        config["rope_parameters"] = {"rope_type": "frequency_factors", "rope_theta": theta, "factors": factors}
-    return config
-
-
-def _open(path: Path) -> GGUFReader:
+def open_reader(path: Path) -> GGUFReader:
+    """The file, mapped, with its metadata parsed."""
     try:
         from gguf import GGUFReader
     except ImportError as error:
@@ -116,11 +107,14 @@ def _open(path: Path) -> GGUFReader:
         raise ModelLoadError(f"{path}: damaged or truncated GGUF file ({error}); fetch it again") from error
 
 
-def _text(reader: GGUFReader, key: str, path: Path) -> str:
+def read_field(reader: GGUFReader, key: str, path: Path, default: Any = None) -> Any:
+    """The value of a metadata field; ModelLoadError if it is not there and there is no default."""
     field = reader.get_field(key)
-    if field is None:
+    if field is not None:
+        return field.contents()
+    if default is None:
         raise ModelLoadError(f"{path}: the GGUF file has no field {key}")
-    return str(field.contents())
+    return default
 
 
 def _hugging_face_name(name: str, architecture: str) -> str:
@@ -137,19 +131,15 @@ def _hugging_face_name(name: str, architecture: str) -> str:
 
 def _read(
     path: Path,
-    reader: GGUFReader,
     architecture: str,
+    heads: dict[str, int],
     tensors: dict[str, ReaderTensor],
     wanted: frozenset[str],
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    heads = {}
-    if architecture == "llama":
-        heads["q_proj"] = _number(reader, "llama.attention.head_count", path)
-        heads["k_proj"] = _number(reader, "llama.attention.head_count_kv", path, heads["q_proj"])
     for name, stored in tensors.items():
         if name not in wanted:
             continue
-        tensor = _dequantize(stored, path)
+        tensor = dequantized(stored, path)
         projection = name.split(".")[-2]
         if projection in heads:
             tensor = _unpermute(tensor, heads[projection])
@@ -158,16 +148,8 @@ def _read(
         yield name, tensor
 
 
-def _number(reader: GGUFReader, key: str, path: Path, default: int | None = None) -> int:
-    field = reader.get_field(key)
-    if field is not None:
-        return int(field.contents())
-    if default is None:
-        raise ModelLoadError(f"{path}: the GGUF file has no field {key}")
-    return default
-
-
-def _dequantize(stored: ReaderTensor, path: Path) -> torch.Tensor:
+def dequantized(stored: ReaderTensor, path: Path) -> torch.Tensor:
+    """The tensor in float32, in its own memory."""
     from gguf import dequantize
 
     try:

@@ -16,6 +16,15 @@ from appliance.loading.errors import ModelLoadError
 from appliance.models.causal_lm import CausalLM
 from appliance.models.registry import model_class
 
+FORMATS = {"safetensors": safetensors_format, "gguf": gguf_format, "pt": pt_format, "npcache": numpy_format}
+FILE_NAMES = {
+    "safetensors": "model.safetensors or model.safetensors.index.json",
+    "gguf": "*.gguf",
+    "pt": "pytorch_model.bin or pytorch_model.bin.index.json",
+    "npcache": "pytorch_model.bin or pytorch_model.bin.index.json",
+}
+AUTO_FORMATS = ("safetensors", "gguf", "pt")  # in this order
+
 logger = logging.getLogger(__name__)
 
 
@@ -54,18 +63,10 @@ def load_model(
 
 def open_checkpoint(location: Path, load_format: str) -> list[CheckpointFile]:
     """The weight files of a folder (or a GGUF file) in the asked format; for `auto`, in the first that is there."""
-    if load_format == "npcache":
-        return numpy_format.open_files(location)
-    formats = {"safetensors": safetensors_format, "gguf": gguf_format, "pt": pt_format}
-    tried = formats if load_format == "auto" else {load_format: formats[load_format]}
-    for file_format in tried.values():
-        paths = file_format.find(location)
-        if paths:
-            return [file_format.open_file(path) for path in paths]
-    looked_for = {
-        "safetensors": "model.safetensors or model.safetensors.index.json",
-        "gguf": "*.gguf",
-        "pt": "pytorch_model.bin or pytorch_model.bin.index.json",
-    }
-    expected = "; ".join(looked_for[name] for name in tried)
+    formats = AUTO_FORMATS if load_format == "auto" else (load_format,)
+    for name in formats:
+        files = FORMATS[name].open_files(location)
+        if files:
+            return files
+    expected = "; ".join(FILE_NAMES[name] for name in formats)
     raise ModelLoadError(f"{location}: no weights there for load-format {load_format} (looked for {expected})")

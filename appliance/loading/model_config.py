@@ -13,6 +13,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from appliance.loading import gguf_format
 from appliance.loading.errors import ModelLoadError
+from appliance.loading.gguf_config import metadata_config
 from appliance.models.registry import UnsupportedModelError, model_class
 
 
@@ -53,7 +54,7 @@ def _read(location: Path) -> dict[str, Any]:
         return values
     gguf_paths = gguf_format.find(location)
     if gguf_paths:
-        return gguf_format.metadata_config(gguf_paths[0])
+        return metadata_config(gguf_paths)
     raise ModelLoadError(f"{location}: no config.json (nor a GGUF file) there; is it a model's folder?")
 
 

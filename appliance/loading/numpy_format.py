@@ -22,13 +22,10 @@ INDEX = "index.json"
 
 
 def open_files(folder: Path) -> list[CheckpointFile]:
-    """The cache of the folder's `pt` files, made or renewed first if it does not belong to them."""
+    """The cache of the folder's `pt` files, made or renewed first if it does not belong to them; empty without such."""
     sources = pt_format.find(folder)
     if not sources:
-        raise ModelLoadError(
-            f"{folder}: no weights there for load-format npcache (looked for pytorch_model.bin or "
-            f"pytorch_model.bin.index.json)"
-        )
+        return []
     cache = folder / CACHE
     stamps = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in sources}
     index = _read_index(cache)

@@ -18,7 +18,12 @@ def find(folder: Path) -> list[Path]:
     return checkpoint_paths(folder, "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
-def open_file(path: Path) -> CheckpointFile:
+def open_files(folder: Path) -> list[CheckpointFile]:
+    """The weight files of `folder`; empty if there are none."""
+    return [_open(path) for path in find(folder)]
+
+
+def _open(path: Path) -> CheckpointFile:
     shapes = {name: tuple(tensor.shape) for name, tensor in load_tensors(path).items()}
     return CheckpointFile(path, shapes, partial(_read, path))
 

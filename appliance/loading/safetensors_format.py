@@ -14,11 +14,12 @@ from appliance.loading.errors import ModelLoadError
 from appliance.loading.sharding import checkpoint_paths
 
 
-def find(folder: Path) -> list[Path]:
-    return checkpoint_paths(folder, "model.safetensors", "model.safetensors.index.json")
+def open_files(folder: Path) -> list[CheckpointFile]:
+    """The weight files of `folder`; empty if there are none."""
+    return [_open(path) for path in checkpoint_paths(folder, "model.safetensors", "model.safetensors.index.json")]
 
 
-def open_file(path: Path) -> CheckpointFile:
+def _open(path: Path) -> CheckpointFile:
     """Reads the header only. The library checks there that the file is complete."""
     try:
         with safe_open(path, framework="pt") as file:
