@@ -145,7 +145,7 @@ class EngineClient:
             return now - self._work_or_step_at < STEP_STALL_SECONDS
         return now - self._heard_at < HEARTBEAT_STALL_SECONDS
 
-    def report_exit(self, detail: str, *, final: bool) -> None:
+    def report_exit(self, detail: str, final: bool) -> None:
         """Whoever watches the process tells why it ended; shown as the status until a new engine says otherwise.
 
         What the engine itself said before it ended is better and stays. `final`: nobody will start it again.

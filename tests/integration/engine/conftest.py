@@ -51,7 +51,7 @@ async def running_engine(folder: Path, model: str = "counting") -> AsyncIterator
 
     def on_exit(reason: str, final: bool) -> None:
         exits.append((reason, final))
-        client.report_exit(reason, final=final)
+        client.report_exit(reason, final)
 
     supervisor = EngineSupervisor(command, on_exit=on_exit)
     await supervisor.start()
