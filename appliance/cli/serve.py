@@ -22,7 +22,7 @@ def run(options: argparse.Namespace) -> int:
     require_model(resolved)
     import uvloop
 
-    from appliance.server.log_format import configure_logging
+    from appliance.log_format import configure_logging
     from appliance.server.serve import serve
 
     configure_logging(resolved.settings.server.log_format)

@@ -27,6 +27,7 @@ from appliance.engine.parent import die_with_parent
 from appliance.engine.startup import OnTrace, ReportPhase, build_core
 from appliance.engine.startup_errors import SettingsRefused, StartupError
 from appliance.engine.warm_up import warm_up
+from appliance.log_format import configure_logging
 from appliance.protocol.wire import EngineReady, TraceEvent
 
 log = logging.getLogger("appliance.engine")
@@ -41,6 +42,7 @@ def main(arguments: list[str] | None = None, build: BuildCore = build_core) -> i
         die_with_parent(options.parent_pid)
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, _exit_while_starting)
+    configure_logging("text")  # until the settings say otherwise
     try:
         hub = Hub(options.socket)
     except OSError as error:
@@ -83,6 +85,7 @@ def _start(
         settings = settings_from_json(settings_file.read_bytes())
     except (OSError, msgspec.MsgspecError) as error:
         raise SettingsRefused(f"The settings file {settings_file} cannot be read: {error}") from error
+    configure_logging(settings.server.log_format)
     core, ready = build(settings, report, on_trace)
     report("warming_up", "Decoding a first token")
     warm_up(core)

@@ -5,7 +5,6 @@ Everything but the model is the real thing. The next token is the last one plus 
 
 from __future__ import annotations
 
-import logging
 import sys
 import time
 
@@ -81,5 +80,4 @@ def build(settings: Settings, report: ReportPhase, on_trace: OnTrace) -> tuple[E
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     sys.exit(main(build=build))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import uvloop
 
 from appliance.engine.client import EngineClient, EngineError, EngineUnavailable
 from appliance.protocol.wire import Ping, TokenDelta, TraceEvent, encode
@@ -35,6 +36,16 @@ async def test_a_request_gets_its_tokens_and_a_finish_reason(engine: RunningEngi
     assert deltas[-1].finish_reason == "length"
     ready = engine.client.status.ready
     assert ready is not None and ready.num_blocks == NUM_BLOCKS and ready.startup_seconds > 0
+
+
+def test_client_and_supervisor_work_on_uvloop_too(tmp_path: Path) -> None:
+    async def serve_one() -> list[int]:
+        async with running_engine(tmp_path) as running:
+            await until(running.client.is_ready)
+            return tokens(await collect(running.client, "a", [5]))
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(serve_one()) == [6, 7, 8, 9]
 
 
 async def test_many_requests_at_once_each_get_their_own_tokens(engine: RunningEngine) -> None:
