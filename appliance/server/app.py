@@ -14,6 +14,7 @@ from appliance.server.auth import ApiKeys
 from appliance.server.context import CONTEXT, ServerContext
 from appliance.server.cors import allowed_origin, cors_middleware
 from appliance.server.errors import errors_middleware
+from appliance.server.limits import TimeLimits
 from appliance.server.metrics import Metrics
 from appliance.server.middlewares import add_headers, auth_middleware, observe_middleware
 from appliance.server.routes.table import Route, routes
@@ -40,6 +41,7 @@ def create_app(settings: Settings, engine: EngineClient, load_tokenizer: Callabl
         admission=AdmissionQueue(
             scheduling.max_num_queued_reqs, scheduling.max_num_queued_tokens, on_rejection=metrics.rejected
         ),
+        limits=TimeLimits(settings.server.request_timeout),
         keys=ApiKeys(settings.server.api_key),
         model_names=tuple(names),
     )

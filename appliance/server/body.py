@@ -19,7 +19,11 @@ async def read_request(request: web.Request, struct: type[T]) -> T:
     if kind != "application/json" and not kind.endswith("+json"):
         message = f"The request body must be JSON: send `Content-Type: application/json`, not `{kind or 'none'}`."
         raise ApiError(415, message, code="unsupported_media_type")
-    return decode_request(await request.read(), struct)
+    try:
+        body = await request.read()
+    except web.RequestPayloadError as error:
+        raise ApiError(400, f"The request body could not be read: {error}", code="invalid_body") from None
+    return decode_request(body, struct)
 
 
 def json_response(body: msgspec.Struct, status: int = 200) -> web.Response:

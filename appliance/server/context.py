@@ -13,6 +13,7 @@ from appliance.protocol.wire import EngineReady
 from appliance.server.admission import AdmissionQueue
 from appliance.server.auth import ApiKeys
 from appliance.server.errors import ApiError, unavailable
+from appliance.server.limits import TimeLimits
 from appliance.server.metrics import Metrics
 from appliance.server.tokenizer_holder import TokenizerHolder
 from appliance.version import __version__
@@ -27,6 +28,7 @@ class ServerContext:
     tokenizers: TokenizerHolder
     metrics: Metrics
     admission: AdmissionQueue
+    limits: TimeLimits
     keys: ApiKeys
     model_names: tuple[str, ...]  # the first is the one in replies
     started: float = field(default_factory=time.monotonic)

@@ -75,8 +75,6 @@ def as_api_error(error: Exception) -> ApiError:
             return unavailable(error.message)
         case EngineError():
             return ApiError(500, error.message, code="engine_error")
-        case TimeoutError():
-            return ApiError(504, "The request took longer than this server allows.", code="timeout", outcome="timeout")
         case web.HTTPException():
             return _from_http_exception(error)
     log.error("A request failed unexpectedly", exc_info=error)

@@ -1,12 +1,10 @@
-"""What the replies of all generating routes have in common: identity, collecting, streaming, the time limit."""
+"""What the replies of all generating routes have in common: identity, collecting, streaming."""
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import time
 from collections.abc import Callable, Iterable
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 
 import msgspec
@@ -62,7 +60,7 @@ async def collect(generation: Generation, context: ServerContext, record: Reques
             result.finish_reason = delta.finish_reason
             result.stop_reason = delta.stop_reason
 
-    async with time_limit(context, record):
+    async with context.limits.limit(record.started):
         await generation.run(sink)
     return results
 
@@ -89,7 +87,7 @@ async def stream(
                 await events.send(due)
 
         try:
-            async with time_limit(context, request[RECORD]):
+            async with context.limits.limit(request[RECORD].started):
                 await generation.run(sink)
                 last = usage_chunk(generation.usage()) if options is not None and options.include_usage else None
                 await events.send(_encoded([last]) + DONE)
@@ -101,12 +99,6 @@ async def stream(
             request[RECORD].error_code = api_error.code
             await events.send(event(api_error.body()))
     return events.response
-
-
-def time_limit(context: ServerContext, record: RequestRecord) -> AbstractAsyncContextManager[object]:
-    """Raises TimeoutError once the request is older than the setting request-timeout allows."""
-    limit = context.settings.server.request_timeout
-    return asyncio.timeout(record.started + limit - time.monotonic() if limit else None)
 
 
 def _encoded(chunks: Iterable[msgspec.Struct | None]) -> bytes:
