@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from appliance.config import SchedulingSettings, Settings
 from appliance.engine.core import EngineCore
@@ -16,6 +17,9 @@ from appliance.engine.scheduler import Scheduler
 from appliance.engine.scheduler_config import SchedulerConfig
 from appliance.engine.startup_errors import SettingsRefused, StartupError
 from appliance.protocol.wire import EngineReady, Phase, TraceEvent
+
+if TYPE_CHECKING:
+    import torch
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +94,7 @@ def _build(settings: Settings, report: ReportPhase, on_trace: OnTrace | None) ->
     report("allocating_kv_cache", blocks)
     log.info("KV cache: %s; a request may have %d tokens", blocks, plan.max_model_len)
     shape = (plan.num_blocks, 2, facts.num_kv_heads, plan.block_size, facts.head_dim)
-    kv_caches = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(facts.num_layers)]
+    kv_caches = [_zeros(shape, dtype) for _ in range(facts.num_layers)]
     runner = ModelRunner(
         loaded,
         kv_caches,
@@ -113,6 +117,17 @@ def _build(settings: Settings, report: ReportPhase, on_trace: OnTrace | None) ->
         startup_seconds=0.0,
     )
     return core, ready
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Zeros in host memory that the kernel provides page by page when they are first written.
+
+    torch.zeros writes them all, which takes seconds and makes an engine that is hardly used as large as a busy one.
+    """
+    import numpy as np
+    import torch
+
+    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)).view(dtype).view(shape)
 
 
 def _in_whole_percents(progress: Callable[[float], None]) -> Callable[[float], None]:
