@@ -106,7 +106,7 @@ def test_a_pt_file_with_code_in_it_is_not_executed(tmp_path, weights, capsys):
     torch.save({"model.norm.weight": Evil()}, tmp_path / "pytorch_model.bin")
     with pytest.raises(ModelLoadError, match=r"pytorch_model\.bin: .*convert the model to safetensors"):
         load(tmp_path, "pt")
-    (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps(Evil()))
+    (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps(Evil(), protocol=2))
     with pytest.raises(ModelLoadError, match=r"pytorch_model\.bin"):
         load(tmp_path, "pt")
     assert "executed" not in capsys.readouterr().out
