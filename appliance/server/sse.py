@@ -28,10 +28,9 @@ class EventStream:
     A slow client makes `send` wait. A client that is gone makes it raise ConnectionError.
     """
 
-    def __init__(self, request: web.Request, ping_seconds: float = PING_SECONDS) -> None:
+    def __init__(self, request: web.Request) -> None:
         self._request = request
         self._response = web.StreamResponse(headers=_HEADERS)
-        self._ping_seconds = ping_seconds
         self._last_write = 0.0
         self._pinger: asyncio.Task[None] | None = None
 
@@ -61,8 +60,8 @@ class EventStream:
     async def _ping(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            await asyncio.sleep(self._last_write + self._ping_seconds - loop.time())
-            if loop.time() - self._last_write >= self._ping_seconds:
+            await asyncio.sleep(self._last_write + PING_SECONDS - loop.time())
+            if loop.time() - self._last_write >= PING_SECONDS:
                 self._last_write = loop.time()
                 try:
                     await self._response.write(_PING)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from appliance.config import Settings
 from appliance.engine.client import EngineClient
 from appliance.server.app import create_app
 from appliance.server.context import CONTEXT, ServerContext
+from appliance.server.http_server import HttpServer
 from appliance.text.tokenizer import Tokenizer
 from tests.integration.server.null_engine import NullEngine
 
@@ -32,6 +33,7 @@ class Server:
     app: web.Application
     http: aiohttp.ClientSession
     openai: openai.AsyncOpenAI
+    drain: Callable[[], Awaitable[None]]
 
     @property
     def context(self) -> ServerContext:
@@ -74,20 +76,17 @@ async def running_server(
     client = EngineClient(socket, heartbeat_interval=0.05)
     app = create_app(settings_with(**options), client, load_tokenizer or (lambda: tokenizer))
     await client.start()
-    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=1.0)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    http_server = HttpServer(app)
+    url = (await http_server.start()).removesuffix(options.get("root_path", ""))
     async with (
         aiohttp.ClientSession(headers={"Authorization": f"Bearer {KEY}"}) as http,
         openai.AsyncOpenAI(base_url=url + "/v1", api_key=KEY, max_retries=0) as openai_client,
     ):
-        server = Server(url, engine, client, app, http, openai_client)
+        server = Server(url, engine, client, app, http, openai_client, http_server.drain)
         if engine_ready and load_tokenizer is None:
             await eventually(lambda: server.context.not_ready_reason() is None)
         yield server
-    await runner.cleanup()
+    await http_server.stop()
     await client.close()
     await engine.stop()
 
@@ -95,7 +94,7 @@ async def running_server(
 def settings_with(**options: Any) -> Settings:
     """Default settings of a model called `null`, with single settings changed by name."""
     settings = Settings()
-    options = {"model": "null", **options}
+    options = {"model": "null", "port": 0, **options}
     for group in dataclasses.fields(settings):
         values = getattr(settings, group.name)
         names = {field.name for field in dataclasses.fields(values)}

@@ -31,11 +31,13 @@ VOCAB_SIZE = 260
 
 @dataclass
 class NullEngine:
-    """`hold` keeps everything queued; `fail_prompts` are prompts (first token id) whose request fails alone."""
+    """`hold` keeps everything queued; `mute` answers no ping; a request whose prompt begins with one of
+    `failing_first_tokens` fails alone."""
 
     path: Path
     step_seconds: float = 0.0
     hold: bool = False
+    mute: bool = False
     reply: bytes = REPLY
     reply_tokens: int | None = None  # then the end-of-sequence token
     failing_first_tokens: set[int] = field(default_factory=set)
@@ -110,7 +112,7 @@ class NullEngine:
                     self.aborted.append(request_id)
                     self.running.pop(request_id, None)
                 self._send(Heartbeat(self._stats(), bool(self.running)))
-            case Ping():
+            case Ping() if not self.mute:
                 self._send(Heartbeat(self._stats(), bool(self.running)))
 
     async def _loop(self) -> None:
