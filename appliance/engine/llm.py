@@ -164,10 +164,11 @@ class LLM:
     def _run(self, running: list[_Running], use_tqdm: bool) -> list[RequestOutput]:
         unfinished = {sequence.add.request_id: sequence for one in running for sequence in one.sequences}
         try:
-            for sequence in list(unfinished.values()):
-                refusal = self._core.add(sequence.add)
-                if refusal is not None:
-                    raise ParameterError("prompt", f"prompt {sequence.output.request_id}: {refusal.error}")
+            for index, one in enumerate(running):
+                for sequence in one.sequences:
+                    refusal = self._core.add(sequence.add)
+                    if refusal is not None:
+                        raise ParameterError("prompt", f"prompt {index}: {refusal.error}")
             with GenerationBar(len(running), show=use_tqdm) as bar, _deferred_interrupt() as interrupted:
                 while unfinished:
                     if interrupted.is_set():

@@ -1,0 +1,34 @@
+"""What all tests share: the real model, and which tests this machine can run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+from appliance.cli.demo_model import pull_demo
+
+# A busy machine makes any example slow; no test here is about time.
+hypothesis.settings.register_profile("pagebox", deadline=None)
+hypothesis.settings.load_profile("pagebox")
+
+
+@pytest.fixture(scope="session")
+def demo_model() -> Path:
+    """The folder of SmolLM2-135M-Instruct in bfloat16, fetched into the user's cache the first time."""
+    return pull_demo(dtype="bfloat16")
+
+
+@pytest.fixture(scope="session")
+def demo_model_fp32() -> Path:
+    """The same model in float32, for comparisons token by token."""
+    return pull_demo(dtype="float32")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not Path("/proc/driver/nvidia/version").exists():
+        skip = pytest.mark.skip(reason="needs an NVIDIA GPU, and this machine has none")
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(skip)
