@@ -48,10 +48,10 @@ def model_facts(config: Any) -> ModelFacts:
 
 def sliding_windows(config: Any) -> tuple[int | None, ...]:
     """Each layer's window. A configuration without `layer_types` has the same window in all layers, or none."""
-    window = getattr(config, "sliding_window", None)
-    layer_types = getattr(config, "layer_types", None)
+    window: int | None = getattr(config, "sliding_window", None)
+    layer_types: list[str] | None = getattr(config, "layer_types", None)
     if layer_types is None:
-        return (window,) * config.num_hidden_layers
+        return (window,) * int(config.num_hidden_layers)
     return tuple(window if kind == "sliding_attention" else None for kind in layer_types)
 
 
@@ -90,4 +90,4 @@ def _num_parameters(config: Any) -> int:
     if kind == "gemma3_text":
         layer += 2 * hidden
     embeddings = config.vocab_size * hidden * (1 if config.tie_word_embeddings else 2)
-    return config.num_hidden_layers * layer + hidden + embeddings
+    return int(config.num_hidden_layers * layer + hidden + embeddings)
