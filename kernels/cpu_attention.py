@@ -111,9 +111,10 @@ def _prefill(q: torch.Tensor, kv_cache: torch.Tensor, request: _Prefill, scale: 
     count, num_q_heads, head_dim = q.shape
     keys, values = _gather(kv_cache, request.rows)
     num_kv_heads = keys.shape[0]
-    by_kv_head = (num_kv_heads, num_q_heads // num_kv_heads, -1, head_dim)
+    shared = num_q_heads // num_kv_heads
+    by_kv_head = (num_kv_heads, shared, -1, head_dim)
     out = F.scaled_dot_product_attention(
-        q.transpose(0, 1).reshape(by_kv_head),
+        q.view(count, num_kv_heads, shared, head_dim).permute(1, 2, 0, 3),
         keys[:, None, request.first_key : request.last_key].expand(by_kv_head),
         values[:, None, request.first_key : request.last_key].expand(by_kv_head),
         attn_mask=request.mask,

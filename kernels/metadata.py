@@ -23,9 +23,15 @@ class AttentionMetadata:
     query_start: list[int]  # [R + 1], prefix sums of the query lengths
     seq_lens: list[int]  # [R], tokens each request attends to: computed before plus scheduled now
     block_size: int  # tokens a kernel block
+    slot_blocks: torch.Tensor = field(init=False)  # [T] int64, slot_mapping // block_size ...
+    slot_offsets: torch.Tensor = field(init=False)  # ... and the rest: found once a step, not once a layer
     plans: dict[int | None, Any] = field(
         default_factory=dict
     )  # the backend's grouping by sliding window, made once a step
+
+    def __post_init__(self) -> None:
+        self.slot_blocks = self.slot_mapping // self.block_size
+        self.slot_offsets = self.slot_mapping % self.block_size
 
     @property
     def num_requests(self) -> int:

@@ -51,7 +51,7 @@ class Attention(Layer):
     ) -> torch.Tensor:
         norms = None if self.q_norm is None else (self.q_norm.weight, self.k_norm.weight, self.eps)
         q = rotary_and_write_kv(
-            self.qkv_proj(hidden), rotary, kv_cache, metadata.slot_mapping, self.num_heads, self.num_kv_heads, norms
+            self.qkv_proj(hidden), rotary, kv_cache, metadata, self.num_heads, self.num_kv_heads, norms
         )
         out = paged_attention(q, kv_cache, metadata, self.scale, self.sliding_window)
         return self.o_proj(out.flatten(1))
