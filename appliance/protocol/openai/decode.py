@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Set
+from functools import cache
 from typing import TypeVar
 
 import msgspec
@@ -11,6 +13,7 @@ import msgspec
 from appliance.protocol.openai.fields import HARMLESS, UNSUPPORTED
 
 T = TypeVar("T", bound=msgspec.Struct)
+D = TypeVar("D")
 
 _PATH = re.compile(r"^(?P<what>.*?)(?: - at (?:`key` in )?`\$\.?(?P<path>.*)`)?$", re.DOTALL)
 _UNKNOWN = re.compile(r"^Object contains unknown field `(?P<name>.*)`$", re.DOTALL)
@@ -32,13 +35,27 @@ def decode_request(body: bytes, struct: type[T]) -> T:
     Two passes: the first looks at the names alone and skips the values, so that a name in no struct is met with a
     sentence of its own; the second decodes the values.
     """
-    _check_names(_decode(body, dict[str, msgspec.Raw]), {field.encode_name for field in msgspec.structs.fields(struct)})
-    return _decode(body, struct)
+    _check_names(_decode(body, _names_decoder), _field_names(struct))
+    decoder: msgspec.json.Decoder[T] = _decoder(struct)
+    return _decode(body, decoder)
 
 
-def _decode(body: bytes, into: type[T] | type[dict[str, msgspec.Raw]]) -> T:
+_names_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+@cache
+def _decoder(struct: type[T]) -> msgspec.json.Decoder[T]:
+    return msgspec.json.Decoder(struct)
+
+
+@cache
+def _field_names(struct: type[msgspec.Struct]) -> frozenset[str]:
+    return frozenset(field.encode_name for field in msgspec.structs.fields(struct))
+
+
+def _decode(body: bytes, decoder: msgspec.json.Decoder[D]) -> D:
     try:
-        return msgspec.json.decode(body, type=into)  # type: ignore[return-value]
+        return decoder.decode(body)
     except msgspec.ValidationError as error:
         raise _validation_error(str(error)) from None
     except UnicodeDecodeError:
@@ -49,7 +66,7 @@ def _decode(body: bytes, into: type[T] | type[dict[str, msgspec.Raw]]) -> T:
         raise RequestError(f"The request body is not valid JSON: {error}", code="invalid_json") from None
 
 
-def _check_names(fields: dict[str, msgspec.Raw], known: set[str]) -> None:
+def _check_names(fields: dict[str, msgspec.Raw], known: Set[str]) -> None:
     for name, raw in fields.items():
         if name in known or name in HARMLESS:
             continue
@@ -71,7 +88,7 @@ def _plain_value(raw: msgspec.Raw) -> object:
         raise RequestError(f"The request body is not valid JSON: {error}", code="invalid_json") from None
 
 
-def _unknown_field(name: str, known: set[str]) -> RequestError:
+def _unknown_field(name: str, known: Set[str]) -> RequestError:
     shown = name if len(name) <= 64 else name[:64] + "…"
     nearest = difflib.get_close_matches(shown, known | HARMLESS | UNSUPPORTED.keys(), n=1, cutoff=0.6)
     hint = f" Did you mean `{nearest[0]}`?" if nearest else ""
