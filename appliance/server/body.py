@@ -8,7 +8,9 @@ import msgspec
 from aiohttp import web
 
 from appliance.protocol.openai.decode import decode_request
+from appliance.server.context import CONTEXT
 from appliance.server.errors import ApiError
+from appliance.server.request_record import RECORD
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -20,7 +22,8 @@ async def read_request(request: web.Request, struct: type[T]) -> T:
         message = f"The request body must be JSON: send `Content-Type: application/json`, not `{kind or 'none'}`."
         raise ApiError(415, message, code="unsupported_media_type")
     try:
-        body = await request.read()
+        async with request.app[CONTEXT].limits.limit(request[RECORD].started):
+            body = await request.read()
     except web.RequestPayloadError as error:
         raise ApiError(400, f"The request body could not be read: {error}", code="invalid_body") from None
     return decode_request(body, struct)

@@ -55,7 +55,8 @@ class Generation:
     async def run(self, sink: Sink) -> None:
         """Every part of every sequence goes to `sink`. Raises `EngineError`, and what `sink` raises."""
         first = self.sequences[0]
-        self._metrics.request_started(len(self.sequences), first.request.sampling.max_tokens or 0)
+        n = len(self.sequences) // (self.sequences[-1].prompt_index + 1)
+        self._metrics.request_started(n, first.request.sampling.max_tokens or 0)
         self._record.prompt_tokens = self.usage().prompt_tokens
         if len(self.sequences) > 1:
             await self._run_many(sink)

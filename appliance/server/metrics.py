@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
 from appliance.engine.client import EngineClient
 from appliance.protocol.wire import SchedulerStats
@@ -100,6 +100,7 @@ class Metrics:
         build.labels(__version__).set(1)
         self.collector = EngineCollector(engine, model_name)
         self.registry.register(self.collector)
+        ProcessCollector(registry=self.registry)  # memory, processor time and open files of the server process
 
     def exposition(self) -> bytes:
         """The text format of Prometheus."""

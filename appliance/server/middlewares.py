@@ -15,6 +15,8 @@ from appliance.server.request_log import log_request
 from appliance.server.request_record import RECORD, RequestRecord, request_id_of
 from appliance.server.routes.table import Route
 
+CLIENT_CLOSED_REQUEST = 499  # NGINX's number for it; never on the wire
+
 
 def observe_middleware(routes: Mapping[tuple[str, str], Route]) -> Middleware:
     """Outermost: every request gets a record, and ends in exactly one outcome."""
@@ -29,7 +31,10 @@ def observe_middleware(routes: Mapping[tuple[str, str], Route]) -> Middleware:
             response = await handler(request)
             status = response.status
             return response
-        except (ConnectionError, asyncio.CancelledError):
+        except ConnectionError:  # nobody reads this response; raising would make aiohttp log an error
+            record.outcome = "disconnected"
+            return web.Response(status=CLIENT_CLOSED_REQUEST)
+        except asyncio.CancelledError:
             record.outcome = "disconnected"
             raise
         finally:

@@ -112,7 +112,9 @@ async def test_a_client_that_does_not_read_does_not_stop_the_others(server: Serv
     await server.nothing_is_left()
 
 
-async def test_nothing_is_left_after_a_thousand_random_disconnects(server: Server) -> None:
+async def test_nothing_is_left_after_a_thousand_random_disconnects(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
     server.engine.step_seconds = 0.001
     rng = random.Random(7)
 
@@ -149,6 +151,7 @@ async def test_nothing_is_left_after_a_thousand_random_disconnects(server: Serve
     }
     assert outcomes.keys() <= {"success", "disconnected"}
     assert outcomes["disconnected"] > 100
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
     assert (await server.post(TEXT, {"prompt": "a", "max_tokens": 2}))[0] == 200
 
 

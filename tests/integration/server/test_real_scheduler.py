@@ -13,6 +13,7 @@ from pathlib import Path
 
 import aiohttp
 import openai
+import pytest
 import uvloop
 
 from appliance.server.app import create_app
@@ -57,7 +58,9 @@ def on_uvloop(folder: Path, tokenizer: Tokenizer, scenario: Callable[[Serving], 
         runner.run(run())
 
 
-def test_a_thousand_random_disconnects_leave_the_kv_cache_empty(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_a_thousand_random_disconnects_leave_the_kv_cache_empty(
+    tmp_path: Path, tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
     async def scenario(server: Serving) -> None:
         rng = random.Random(11)
         sent = 0
@@ -94,6 +97,7 @@ def test_a_thousand_random_disconnects_leave_the_kv_cache_empty(tmp_path: Path, 
         assert reply.choices[0].text == "ABCDE"
 
     on_uvloop(tmp_path, tokenizer, scenario)
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 def test_a_killed_engine_fails_its_requests_clearly_and_comes_back(tmp_path: Path, tokenizer: Tokenizer) -> None:
