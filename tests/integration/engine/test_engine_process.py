@@ -14,6 +14,7 @@ import psutil
 import pytest
 import uvloop
 
+from appliance.engine import client as client_module
 from appliance.engine.client import EngineClient, EngineError, EngineUnavailable
 from appliance.protocol.wire import Ping, TokenDelta, TraceEvent, encode
 
@@ -178,6 +179,26 @@ async def test_a_server_that_does_not_read_holds_nobody_up(engine: RunningEngine
             lazy.send(encode(Ping()) * 10_000)
     assert tokens(await collect(engine.client, "good", [1], 50)) == list(range(2, 52))
     lazy.close()
+
+
+@pytest.mark.parametrize("busy", [False, True])
+async def test_a_stuck_engine_is_not_ready_until_it_moves_again(
+    engine: RunningEngine, monkeypatch: pytest.MonkeyPatch, busy: bool
+) -> None:
+    monkeypatch.setattr(client_module, "HEARTBEAT_STALL_SECONDS", 0.5)
+    monkeypatch.setattr(client_module, "STEP_STALL_SECONDS", 0.5)
+    running = asyncio.create_task(collect(engine.client, "r", [SLOW], 400 if busy else 1))
+    await until(lambda: engine.client.status.stats.num_running == 1 if busy else running.done())
+    process = psutil.Process(engine.supervisor.pid)
+    process.suspend()
+    try:
+        await until(lambda: not engine.client.is_ready())
+        assert (engine.client.status.last_step_age is not None) == busy
+        assert engine.client.status.connected
+    finally:
+        process.resume()
+    await until(engine.client.is_ready)
+    running.cancel()
 
 
 async def test_an_idle_engine_uses_no_processor_time(engine: RunningEngine) -> None:
