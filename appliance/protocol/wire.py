@@ -26,7 +26,7 @@ class _Message(msgspec.Struct, frozen=True, omit_defaults=True, tag=True, array_
 # ---- server -> engine ------------------------------------------------------------------------------------------------
 
 
-class AddRequest(_Message):
+class AddRequest(_Message, frozen=True):
     """One sequence to generate. `arrival_time` is wall-clock seconds (`time.time()`)."""
 
     request_id: str
@@ -39,15 +39,15 @@ class AddRequest(_Message):
     trace: bool = False  # report every scheduling event of this request as TraceEvent
 
 
-class AbortRequests(_Message):
+class AbortRequests(_Message, frozen=True):
     request_ids: list[str]
 
 
-class ResetPrefixCache(_Message):
+class ResetPrefixCache(_Message, frozen=True):
     pass
 
 
-class Ping(_Message):
+class Ping(_Message, frozen=True):
     """Answered by a Heartbeat from the step loop itself, so an answer proves that the loop turns."""
 
 
@@ -95,19 +95,19 @@ class SchedulerStats(msgspec.Struct, frozen=True, omit_defaults=True, array_like
     iteration_tokens: int = 0  # tokens of the newest step
 
 
-class StepOutputs(_Message):
+class StepOutputs(_Message, frozen=True):
     outputs: list[TokenDelta]
     stats: SchedulerStats
 
 
-class Heartbeat(_Message):
+class Heartbeat(_Message, frozen=True):
     """Sent by the step loop in answer to Ping."""
 
     stats: SchedulerStats
     busy: bool  # there is work; then `stats.steps` must move
 
 
-class PhaseChange(_Message):
+class PhaseChange(_Message, frozen=True):
     """Where the start is. `detail` is for people; with phase `failed` it is the reason and the fix."""
 
     phase: Phase
@@ -115,7 +115,7 @@ class PhaseChange(_Message):
     progress: float | None = None  # 0..1 while weights load
 
 
-class EngineReady(_Message):
+class EngineReady(_Message, frozen=True):
     """Sent once a real token was decoded, and to every server that connects later."""
 
     model: str
@@ -130,7 +130,7 @@ class EngineReady(_Message):
     startup_seconds: float
 
 
-class TraceEvent(_Message):
+class TraceEvent(_Message, frozen=True):
     """One event in the life of a traced request; `fields` are plain values for people and `pagebox trace`."""
 
     request_id: str
@@ -142,8 +142,8 @@ class TraceEvent(_Message):
 FromEngine = StepOutputs | Heartbeat | PhaseChange | EngineReady | TraceEvent
 
 _encoder = msgspec.msgpack.Encoder()
-_to_engine = msgspec.msgpack.Decoder(ToEngine)
-_from_engine = msgspec.msgpack.Decoder(FromEngine)
+_to_engine: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
+_from_engine: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)
 
 
 def encode(message: ToEngine | FromEngine) -> bytes:
