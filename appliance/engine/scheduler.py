@@ -30,7 +30,7 @@ class _Step:
 
     output: SchedulerOutput
     requests: list[Request] = field(default_factory=list)
-    promised_blocks: dict[int, list[int]] = field(default_factory=dict)  # index -> blocks indexed ahead of being filled
+    promised_blocks: list[int] = field(default_factory=list)  # indexed ahead of being filled
 
 
 class Scheduler:
@@ -134,7 +134,9 @@ class Scheduler:
             if error is None and bool(tokens) != (num_known == request.num_tokens):
                 error = f"the model runner returned {len(tokens)} tokens after {num_known} of {request.num_tokens}"
             if error is not None:
-                deltas.append(self._fail(request, error, step.promised_blocks.get(i)))
+                # Nobody knows why it failed; if its keys or values are bad, nobody may inherit them.
+                self.kv_cache.withdraw(request.block_ids)
+                deltas.append(self._fail(request, error))
                 continue
             if request.wants_prompt_logprobs:
                 request.prompt_logprobs += result.prompt_logprobs.get(i, ())
@@ -147,8 +149,7 @@ class Scheduler:
         step = self._end_step(output)
         # The runner may have raised before it took note of them; telling it twice does no harm.
         self._released_rows.update(output.released_rows)
-        for blocks in step.promised_blocks.values():
-            self.kv_cache.withdraw(blocks)
+        self.kv_cache.withdraw(step.promised_blocks)
         return [self._fail(request, message) for request in step.requests if request.status is RequestStatus.RUNNING]
 
     # ---- queries -----------------------------------------------------------------------------------------------------
@@ -283,9 +284,7 @@ class Scheduler:
         output.num_computed_tokens.append(request.num_computed_tokens)
         output.num_scheduled_tokens.append(num_tokens)
         request.num_computed_tokens += num_tokens
-        promised = self.kv_cache.promise(request, request.num_computed_tokens)
-        if promised:
-            step.promised_blocks[len(step.requests)] = promised
+        step.promised_blocks += self.kv_cache.promise(request, request.num_computed_tokens)
         step.requests.append(request)
 
     # ---- the ends of a stay ------------------------------------------------------------------------------------------
@@ -370,10 +369,7 @@ class Scheduler:
             prefill_time=prefill_time,
         )
 
-    def _fail(self, request: Request, message: str, promised_blocks: list[int] | None = None) -> TokenDelta:
-        """End a running request with an error. What it was to write in the failed step is not to be relied on."""
-        if promised_blocks:
-            self.kv_cache.withdraw(promised_blocks)
+    def _fail(self, request: Request, message: str) -> TokenDelta:
         self._finish(request, "error")
         return TokenDelta(
             request_id=request.request_id,

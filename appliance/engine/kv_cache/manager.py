@@ -119,7 +119,7 @@ class KVCacheManager:
         return promised
 
     def withdraw(self, blocks: Sequence[int]) -> None:
-        """Take back a promise: what was to be written into `blocks` may not be there."""
+        """Nobody is to find `blocks` any more: what they were to hold may not be there."""
         for block in blocks:
             self.index.forget(block)
 

@@ -64,7 +64,7 @@ class CheckingModel:
         self.num_computed = 0
 
     def execute(self, step: SchedulerOutput, fail: Collection[int] = ()) -> ModelOutput:
-        """`fail`: indexes in `step.rows` whose requests fail, after they wrote."""
+        """`fail`: indexes in `step.rows` whose requests fail; what they wrote serves this step and then is garbage."""
         self._update_rows(step)
         assert len(set(step.rows)) == len(step.rows)
         assert all(n > 0 for n in step.num_scheduled_tokens)

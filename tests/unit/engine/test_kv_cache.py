@@ -71,6 +71,15 @@ def test_the_end_of_a_prefix_is_overwritten_before_its_beginning() -> None:
     assert len(cache.find_prefix(request_of(range(14))).block_ids) == 2
 
 
+def test_a_block_that_nobody_can_find_is_reused_before_all_others() -> None:
+    cache = KVCacheManager(8, 4)
+    first = request_of(range(6))
+    compute(cache, first, 6)
+    partial = first.block_ids[1]
+    cache.free(first)
+    assert cache.grow(request_of(range(50, 60)), 1) == [partial]
+
+
 def test_a_reused_block_is_no_longer_found_under_its_old_content() -> None:
     cache = KVCacheManager(2, 4)
     first = request_of(range(6))

@@ -385,6 +385,9 @@ def test_one_request_that_fails_leaves_the_others_alone() -> None:
     assert engine.tokens[second] == []
     assert engine.tokens[first] == expected_tokens([0] * 6, 4)
     assert engine.tokens[third] == expected_tokens([2] * 6, 4)
+    again = engine.add([1] * 6)
+    engine.run()
+    assert engine.last[again].num_cached_tokens == 0, "the cache must not spread what made a request fail"
 
 
 def test_what_a_failed_step_was_to_write_is_not_shared_later() -> None:
@@ -415,19 +418,21 @@ def test_requests_outside_a_failed_step_go_on() -> None:
 def test_rows_of_a_failed_step_are_released_even_if_the_runner_never_saw_that_step() -> None:
     scheduler = make_scheduler(max_num_seqs=2)
     model = CheckingModel(64, 4)
-    scheduler.add_request(make_request([1, 2], max_tokens=1))
+    for _ in range(2):
+        scheduler.add_request(make_request([1, 2], max_tokens=1))
     output = scheduler.schedule()
     assert output is not None
     scheduler.update(output, model.execute(output))
     scheduler.add_request(make_request([3, 4]))
     output = scheduler.schedule()
     assert output is not None
-    assert output.released_rows == [0]
+    assert (output.rows, output.released_rows) == ([0], [0, 1])
     scheduler.fail_step(output, "raised before anything was done")
-    scheduler.add_request(make_request([5, 6]))
+    for _ in range(2):
+        scheduler.add_request(make_request([5, 6]))
     output = scheduler.schedule()
     assert output is not None
-    assert output.released_rows == [0]
+    assert (output.rows, output.released_rows) == ([0, 1], [0, 1])
     model.execute(output)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -13,14 +14,28 @@ from appliance.engine.request import RequestError, RequestStatus
 from appliance.engine.step import SchedulerOutput
 from tests.unit.engine.null_model import Harness, expected_tokens
 
-# Few stems and a small alphabet, so that prefixes are shared, fully, partly and by accident.
-STEMS = ([0] * 24, [*range(24)], [0] * 8 + [*range(16)])
+# Two stems and a small alphabet, so that prefixes are shared, wholly, partly and by accident.
+STEMS = ([*range(24)], [*range(8), *([0] * 16)])
 
 prompts = st.builds(
     lambda stem, cut, tail: STEMS[stem][:cut] + tail,
-    st.integers(0, len(STEMS) - 1),
-    st.integers(0, 24),
-    st.lists(st.integers(0, 2), max_size=4),
+    st.sampled_from([0, 1]),
+    st.sampled_from([0, 1, 4, 5, 8, 8, 9, 12, 15, 16, 17, 24]),
+    st.sampled_from([[], [], [0], [1, 1]]),
+)
+
+
+requests = st.tuples(
+    prompts,
+    st.fixed_dictionaries(
+        {
+            "max_tokens": st.integers(1, 12),
+            "priority": st.integers(0, 2),
+            "key_id": st.sampled_from("abc"),
+            "cache_salt": st.sampled_from(["", "", "s"]),
+            "prompt_logprobs": st.sampled_from([None, None, None, 0]),
+        }
+    ),
 )
 
 
@@ -29,7 +44,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @initialize(
         policy=st.sampled_from(["fcfs", "priority", "fair"]),
-        num_blocks=st.integers(3, 16),
+        num_slots=st.integers(28, 48),
         block_size=st.sampled_from([1, 2, 4]),
         max_num_seqs=st.integers(1, 4),
         extra_budget=st.integers(0, 24),
@@ -40,7 +55,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def start(
         self,
         policy: str,
-        num_blocks: int,
+        num_slots: int,
         block_size: int,
         max_num_seqs: int,
         extra_budget: int,
@@ -50,7 +65,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     ) -> None:
         self.engine = Harness(
             policy=policy,
-            num_blocks=num_blocks,
+            num_blocks=num_slots // block_size,
             block_size=block_size,
             max_num_seqs=max_num_seqs,
             max_model_len=40,
@@ -63,44 +78,38 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.prompts: dict[str, list[int]] = {}
         self.aborted: set[str] = set()
 
-    @rule(
-        prompt=prompts,
-        max_tokens=st.integers(1, 12),
-        priority=st.integers(0, 2),
-        key=st.sampled_from("abc"),
-        salt=st.sampled_from(["", "", "s"]),
-        prompt_logprobs=st.sampled_from([None, None, None, 0]),
-    )
-    def add(
-        self, prompt: list[int], max_tokens: int, priority: int, key: str, salt: str, prompt_logprobs: int | None
-    ) -> None:
+    @rule(requests=st.lists(requests, min_size=1, max_size=8))
+    def add(self, requests: list[tuple[list[int], dict[str, Any]]]) -> None:
         kv_cache = self.engine.scheduler.kv_cache
-        impossible = not prompt or kv_cache.blocks_for(len(prompt) + max_tokens - 1) > kv_cache.num_blocks
-        fields = {"priority": priority, "key_id": key, "cache_salt": salt, "prompt_logprobs": prompt_logprobs}
-        if impossible:
-            with pytest.raises(RequestError):
-                self.engine.add(prompt, max_tokens=max_tokens, **fields)
-            return
-        self.prompts[self.engine.add(prompt, max_tokens=max_tokens, **fields)] = prompt
+        for prompt, fields in requests:
+            impossible = not prompt or kv_cache.blocks_for(len(prompt) + fields["max_tokens"] - 1) > kv_cache.num_blocks
+            if impossible:
+                with pytest.raises(RequestError):
+                    self.engine.add(prompt, **fields)
+            else:
+                self.prompts[self.engine.add(prompt, **fields)] = prompt
 
-    @rule()
-    def step(self) -> None:
-        self.check_output(self.engine.step())
+    @rule(number=st.integers(1, 12))
+    def step(self, number: int) -> None:
+        for _ in range(number):
+            self.check_output(self.engine.step())
+            self.check_state()
 
-    @rule(data=st.data())
-    def step_with_aborts_while_it_runs_and_requests_that_fail(self, data: st.DataObject) -> None:
+    @precondition(lambda self: self.engine.scheduler.has_work())
+    @rule(data=st.data(), aborts=st.integers(0, 2), fails=st.booleans())
+    def step_in_which_something_goes_wrong(self, data: st.DataObject, aborts: int, fails: bool) -> None:
         scheduler = self.engine.scheduler
         output = scheduler.schedule()
+        assert output is not None
         self.check_output(output)
-        if output is None:
-            return
-        self.abort(data)
-        fail = data.draw(st.sets(st.integers(0, len(output.rows) - 1), max_size=1))
-        self.engine.collect(scheduler.update(output, self.engine.model.execute(output, fail)))
-
-    @rule()
-    def step_that_fails(self) -> None:
-        self.engine.fail_step()
+        for _ in range(aborts):
+            self.abort(data)
+        if fails:
+            self.engine.model.forget(output)
+            self.engine.collect(scheduler.fail_step(output, "the device is gone"))
+        else:
+            fail = data.draw(st.sets(st.integers(0, len(output.rows) - 1), max_size=1))
+            self.engine.collect(scheduler.update(output, self.engine.model.execute(output, fail)))
 
     @precondition(lambda self: self.engine.scheduler.has_work())
     @rule(data=st.data())
@@ -128,6 +137,11 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert max(output.num_scheduled_tokens) <= config.long_prefill_token_threshold
 
     @invariant()
+    def check_state(self) -> None:
+        self.holders_and_reference_counts_agree()
+        self.rows_belong_to_one_request_each()
+        self.every_request_has_one_outcome_or_lives()
+
     def holders_and_reference_counts_agree(self) -> None:
         scheduler = self.engine.scheduler
         pool, index = scheduler.kv_cache.pool, scheduler.kv_cache.index
@@ -153,7 +167,6 @@ class SchedulerMachine(RuleBasedStateMachine):
             if block in request.block_ids
         )
 
-    @invariant()
     def rows_belong_to_one_request_each(self) -> None:
         scheduler = self.engine.scheduler
         rows = [request.row for request in scheduler._running.values()]
@@ -163,7 +176,6 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert len(waiting) == len(scheduler._waiting)
         assert not any(request.block_ids for request in waiting)
 
-    @invariant()
     def every_request_has_one_outcome_or_lives(self) -> None:
         living = set(self.engine.scheduler._requests)
         ended = set(self.engine.last)
@@ -177,8 +189,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         engine = self.engine
         # Far more than the work that is left, even if all of it were preempted again and again.
         engine.run(most_steps=200 * (1 + len(engine.scheduler._requests)))
-        self.every_request_has_one_outcome_or_lives()
-        self.holders_and_reference_counts_agree()
+        self.check_state()
         assert engine.scheduler.kv_cache.num_free_blocks == engine.scheduler.kv_cache.num_blocks
         assert not engine.scheduler._under_way
         for name, tokens in engine.tokens.items():
@@ -193,5 +204,5 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 TestSchedulerInvariants = SchedulerMachine.TestCase
 TestSchedulerInvariants.settings = settings(
-    max_examples=120, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=100, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
 )
