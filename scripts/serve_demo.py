@@ -63,7 +63,8 @@ def is_ready(port: int) -> bool:
 
 def how_to_talk_to_it(port: int, key: str) -> str:
     url = f"http://{HOST}:{port}/v1"
-    body = json.dumps({"model": NAME, "messages": [{"role": "user", "content": "What is the capital of France?"}]})
+    question = [{"role": "user", "content": "What is the capital of France?"}]
+    body = json.dumps({"model": NAME, "messages": question, "temperature": 0})
     return f"""
   URL    {url}
   Key    {key}
