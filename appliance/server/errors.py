@@ -70,7 +70,7 @@ def as_api_error(error: Exception) -> ApiError:
         case ParameterError():
             return bad_request(str(error), error.param, "invalid_value")
         case ChatTemplateError():
-            return bad_request(str(error), "messages", "chat_template_error")
+            return bad_request(f"The messages cannot be rendered: {error}.", "messages", "chat_template_error")
         case EngineUnavailable():
             return unavailable(error.message)
         case EngineError():
@@ -106,6 +106,8 @@ async def errors_middleware(request: web.Request, handler: Handler) -> web.Strea
         record = request[RECORD]
         record.outcome = api_error.outcome
         record.error_code = api_error.code
+        # OpenAI's clients repeat every 5xx unless told: what failed or took too long once would only do so again.
+        headers = {"X-Should-Retry": "true" if api_error.status in (429, 503) else "false", **api_error.headers}
         return web.Response(
-            status=api_error.status, body=api_error.body(), content_type="application/json", headers=api_error.headers
+            status=api_error.status, body=api_error.body(), content_type="application/json", headers=headers
         )

@@ -145,7 +145,7 @@ class Generation:
     def _ended(self, sequence: Sequence, outcome: str) -> None:
         started = self._record.started
         self._record.completion_tokens += sequence.stream.num_tokens
-        self._record.cached_tokens += sequence.num_cached_tokens
+        self._record.cached_tokens = self.usage().prompt_tokens_details.cached_tokens
         self._metrics.sequence_finished(
             SequenceTimings(
                 finish_reason=outcome,

@@ -20,7 +20,7 @@ _UNSAFE = re.compile(r"[^\x21-\x7e]")
 
 @dataclass(slots=True)
 class RequestRecord:
-    """Times are seconds of `time.monotonic()`; token counts are sums over the request's sequences."""
+    """Times are seconds of `time.monotonic()`; the prompt tokens of `n` sequences count once."""
 
     request_id: str
     started: float = field(default_factory=time.monotonic)

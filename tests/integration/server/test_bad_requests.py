@@ -270,6 +270,14 @@ async def test_a_request_that_the_engine_cannot_compute_fails_alone(server: Serv
     assert good[0] == 200
 
 
+async def test_a_request_that_failed_is_not_repeated_by_the_client(server: Server) -> None:
+    server.engine.failing_first_tokens = {ord("F")}
+    async with openai.AsyncOpenAI(base_url=server.url + "/v1", api_key=KEY, max_retries=3) as client:
+        with pytest.raises(openai.InternalServerError):
+            await client.completions.create(model="null", prompt="Fail")
+    assert len(server.engine.seen) == 1
+
+
 async def test_one_failing_sequence_of_several_ends_them_all(server: Server) -> None:
     server.engine.failing_first_tokens = {ord("F")}
     server.engine.step_seconds = 0.005

@@ -177,3 +177,19 @@ def test_the_server_imports_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+async def test_throughput_is_measured_and_logged(
+    start: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("appliance.server.stats_log.INTERVAL_SECONDS", 0.1)
+    caplog.set_level(logging.INFO, "appliance.server.stats_log")
+    server: Server = await start()
+    server.engine.step_seconds = 0.01
+    await server.post(CHAT, {**BODY, "max_tokens": 50})
+    await eventually(lambda: any("running 1" in record.getMessage() for record in caplog.records))
+    measured = server.context.metrics.collector
+    await eventually(lambda: measured.generation_throughput == 0)  # idle again
+    caplog.clear()
+    await asyncio.sleep(0.3)
+    assert caplog.records == []  # nothing happens, nothing is said

@@ -23,7 +23,7 @@ async def test_more_sequences_than_may_wait_are_refused_and_served_later(start: 
     await eventually(lambda: server.context.admission.sequences == 3)
     async with server.http.post(server.url + TEXT, json={"prompt": "a"}) as response:
         assert response.status == 429
-        assert response.headers["Retry-After"] == "1"
+        assert (response.headers["Retry-After"], response.headers["X-Should-Retry"]) == ("1", "true")
         error = (await response.json())["error"]
     assert (error["code"], error["type"]) == ("queue_full", "rate_limit_error")
     assert "max-num-queued-reqs" in error["message"]
