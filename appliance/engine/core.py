@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from appliance.engine.request import RequestError
@@ -20,9 +22,21 @@ MAX_CONSECUTIVE_FAILURES = 3
 
 
 class Executor(Protocol):
-    """Runs the model on one step. Raises when the step as a whole failed; `ModelOutput.errors` is for single rows."""
+    """Runs the model on steps, in the order in which they are submitted."""
 
-    def execute(self, step: SchedulerOutput, /) -> ModelOutput: ...
+    depth: int  # steps that may be under way at once: 1 where a step is synchronous, 2 where the device works by itself
+
+    def submit(self, step: SchedulerOutput, /) -> Callable[[], ModelOutput]:
+        """Start a step; calling the result waits for its outcome. Either raises when the step as a whole failed;
+        `ModelOutput.errors` is for single rows."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _UnderWay:
+    step: SchedulerOutput
+    outcome: Callable[[], ModelOutput]
+    began: float  # time.perf_counter()
 
 
 class EngineCore:
@@ -39,6 +53,7 @@ class EngineCore:
         self._executor = executor
         self._on_trace = on_trace
         self._traced: set[str] = set()
+        self._under_way: deque[_UnderWay] = deque()
         self._failures = 0
         self.fatal_error: str | None = None  # a sentence, once no further step can succeed
 
@@ -59,7 +74,7 @@ class EngineCore:
         self._traced.difference_update(request_ids)
 
     def has_work(self) -> bool:
-        return self._scheduler.has_work()
+        return self._scheduler.has_work() or bool(self._under_way)
 
     def stats(self) -> SchedulerStats:
         return self._scheduler.stats()
@@ -68,22 +83,31 @@ class EngineCore:
         self._scheduler.reset_prefix_cache()
 
     def step(self) -> list[TokenDelta]:
-        """One forward pass, and what it added to each request; empty when nothing can be scheduled.
+        """Start one forward pass, and take in the oldest one under way once there are `depth` of them.
 
-        A step that raises ends its requests with finish reason "error". The third in a row sets `fatal_error`.
+        Returns what that one added to each request. A step that raises ends its requests with finish reason "error".
+        The third in a row sets `fatal_error`.
         """
         step = self._scheduler.schedule()
-        if step is None:
+        if step is not None:
+            began = time.perf_counter()
+            try:
+                self._under_way.append(_UnderWay(step, self._executor.submit(step), began))
+            except Exception as error:
+                return self._forget_finished(self._fail(step, error))
+        if not self._under_way or (step is not None and len(self._under_way) < self._executor.depth):
             return []
-        began = time.perf_counter()
+        return self._forget_finished(self._take_in(self._under_way.popleft()))
+
+    def _take_in(self, under_way: _UnderWay) -> list[TokenDelta]:
         try:
-            output = self._executor.execute(step)
+            output = under_way.outcome()
         except Exception as error:
-            return self._forget_finished(self._fail(step, error))
+            return self._fail(under_way.step, error)
         self._failures = 0
         if self._traced:
-            self._trace(step, time.perf_counter() - began)
-        return self._forget_finished(self._scheduler.update(step, output))
+            self._trace(under_way.step, time.perf_counter() - under_way.began)
+        return self._scheduler.update(under_way.step, output)
 
     def _fail(self, step: SchedulerOutput, error: Exception) -> list[TokenDelta]:
         self._failures += 1

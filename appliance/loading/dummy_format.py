@@ -8,8 +8,11 @@ from appliance.models.causal_lm import CausalLM
 
 
 def fill_model(model: CausalLM, dtype: torch.dtype, device: torch.device, seed: int) -> None:
-    """Uniform in ±1e-3: small enough that no activation overflows in 16 bits. The same seed gives the same weights."""
-    generator = torch.Generator().manual_seed(seed)
+    """Uniform in ±1e-3: small enough that no activation overflows in 16 bits.
+
+    The same seed gives the same weights, on the same kind of device.
+    """
+    generator = torch.Generator(device).manual_seed(seed)
     for _, slot in model.weight_slots():
         slot.materialize(dtype, device)
-        slot.fill(torch.empty(slot.shape).uniform_(-1e-3, 1e-3, generator=generator))
+        slot.fill(torch.empty(slot.shape, device=device).uniform_(-1e-3, 1e-3, generator=generator))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -32,10 +33,12 @@ class Model(Protocol):
 
 
 class ModelRunner:
-    """Executes `SchedulerOutput`s on one device.
+    """Executes `SchedulerOutput`s on the CPU, one at a time.
 
     kv_caches: one tensor a layer, [num_kernel_blocks, 2, num_kv_heads, kernel_block_size, head_dim].
     """
+
+    depth = 1
 
     def __init__(
         self,
@@ -51,6 +54,11 @@ class ModelRunner:
         self._kv_caches = kv_caches
         self._rows = Rows(max_num_seqs, max_model_len)
         self._table = BlockTable(max_num_seqs, max_model_len, block_size, kernel_block_size or block_size)
+
+    def submit(self, step: SchedulerOutput) -> Callable[[], ModelOutput]:
+        """Run `step` at once."""
+        output = self.execute(step)
+        return lambda: output
 
     @torch.inference_mode()
     def execute(self, step: SchedulerOutput) -> ModelOutput:

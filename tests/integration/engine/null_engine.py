@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 
 from appliance.config import Settings
 from appliance.engine.core import EngineCore
@@ -31,7 +32,9 @@ class CountingModel:
     def __init__(self) -> None:
         self.rows: dict[int, list[int]] = {}
 
-    def execute(self, step: SchedulerOutput) -> ModelOutput:
+    depth = 1
+
+    def submit(self, step: SchedulerOutput) -> Callable[[], ModelOutput]:
         for row in step.released_rows:
             self.rows.pop(row, None)
         for new in step.new_rows:
@@ -50,7 +53,7 @@ class CountingModel:
                 sampled = []
             known += sampled
             output.sampled.append(sampled)
-        return output
+        return lambda: output
 
 
 def build(settings: Settings, report: ReportPhase, on_trace: OnTrace) -> tuple[EngineCore, EngineReady]:

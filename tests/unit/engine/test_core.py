@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from appliance.engine.core import MAX_CONSECUTIVE_FAILURES, EngineCore
 from appliance.engine.kv_cache.manager import KVCacheManager
@@ -20,7 +21,9 @@ class Scripted:
         self.steps = 0
         self.lengths: dict[int, int] = {}
 
-    def execute(self, step: SchedulerOutput) -> ModelOutput:
+    depth = 1
+
+    def submit(self, step: SchedulerOutput) -> Callable[[], ModelOutput]:
         self.steps += 1
         for new in step.new_rows:
             self.lengths[new.row] = len(new.token_ids)
@@ -33,7 +36,7 @@ class Scripted:
             complete = computed + scheduled == self.lengths[row]
             sampled.append([7] if complete else [])
             self.lengths[row] += complete
-        return ModelOutput(sampled)
+        return lambda: ModelOutput(sampled)
 
 
 def make_core(model: Scripted, events: list[TraceEvent] | None = None) -> EngineCore:
