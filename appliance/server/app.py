@@ -36,7 +36,7 @@ def create_app(settings: Settings, engine: EngineClient, load_tokenizer: Callabl
     context = ServerContext(
         settings=settings,
         engine=engine,
-        tokenizers=TokenizerHolder(load_tokenizer),
+        tokenizers=TokenizerHolder(None if settings.model.skip_tokenizer_init else load_tokenizer),
         metrics=metrics,
         admission=AdmissionQueue(
             scheduling.max_num_queued_reqs, scheduling.max_num_queued_tokens, on_rejection=metrics.rejected

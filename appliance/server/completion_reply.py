@@ -17,7 +17,7 @@ from appliance.protocol.wire import TokenLogprobs
 from appliance.server.context import SYSTEM_FINGERPRINT
 from appliance.server.generation import Generation, Part, Sequence
 from appliance.server.intake import Prompt
-from appliance.server.logprobs import completion_logprobs, prompt_logprobs
+from appliance.server.logprobs import TokenIdsAsNames, TokenNames, completion_logprobs, prompt_logprobs
 from appliance.server.reply import Collected, ReplyHead
 from appliance.text.tokenizer import Tokenizer
 
@@ -26,9 +26,18 @@ from appliance.text.tokenizer import Tokenizer
 class CompletionReply:
     head: ReplyHead
     request: CompletionRequest
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None
     prompts: list[Prompt]
     _offsets: dict[int, int] = field(default_factory=dict)  # by choice: characters whose tokens were reported
+
+    @property
+    def _names(self) -> TokenNames:
+        return self.tokenizer or TokenIdsAsNames()
+
+    @property
+    def _shows_ids(self) -> bool:
+        """Ids are all there is to show without a tokenizer."""
+        return bool(self.request.return_token_ids) or self.tokenizer is None
 
     def whole(self, generation: Generation, results: list[Collected]) -> CompletionResponse:
         choices = []
@@ -37,7 +46,7 @@ class CompletionReply:
             choice.finish_reason = result.finish_reason
             choice.stop_reason = result.stop_reason
             if self.request.prompt_logprobs is not None:
-                choice.prompt_logprobs = prompt_logprobs(self.tokenizer, sequence.prompt_logprobs or [])
+                choice.prompt_logprobs = prompt_logprobs(self._names, sequence.prompt_logprobs or [])
             choices.append(choice)
         return CompletionResponse(
             id=self.head.id,
@@ -53,7 +62,7 @@ class CompletionReply:
         sequence, delta = part
         first = sequence.index not in self._offsets
         silent = not delta.text and delta.finish_reason is None and not delta.logprobs
-        if silent and not (first and self.request.echo) and not self.request.return_token_ids:
+        if silent and not (first and self.request.echo) and not self._shows_ids:
             return None
         choice = self._choice(sequence, delta.text, delta.token_ids, delta.logprobs or [], first=first)
         choice.finish_reason = delta.finish_reason
@@ -91,10 +100,8 @@ class CompletionReply:
         choice = CompletionChoice(index=sequence.index, text=text)
         offset = self._offsets.setdefault(sequence.index, 0)
         if self.request.logprobs is not None:
-            choice.logprobs, self._offsets[sequence.index] = completion_logprobs(
-                self.tokenizer, reported, entries, offset
-            )
-        if self.request.return_token_ids:
+            choice.logprobs, self._offsets[sequence.index] = completion_logprobs(self._names, reported, entries, offset)
+        if self._shows_ids:
             choice.token_ids = token_ids
             if first:
                 choice.prompt_token_ids = prompt.token_ids
@@ -103,4 +110,4 @@ class CompletionReply:
     def _prompt_text(self, prompt: Prompt) -> str:
         if prompt.text is not None and self.request.truncate_prompt_tokens is None:
             return prompt.text
-        return self.tokenizer.decode(prompt.token_ids)
+        return "" if self.tokenizer is None else self.tokenizer.decode(prompt.token_ids)

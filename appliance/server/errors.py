@@ -60,8 +60,8 @@ def unavailable(message: str, code: str = "engine_unavailable") -> ApiError:
     return ApiError(503, message, code=code, headers={"Retry-After": str(RETRY_AFTER_SECONDS)}, outcome="unavailable")
 
 
-def as_api_error(error: Exception) -> ApiError:
-    """Every exception that a handler may raise, as the error that the client sees."""
+def as_api_error(error: Exception, request_id: str) -> ApiError:
+    """Every exception that a handler may raise, as the error that the client sees. Logs what nobody expected."""
     match error:
         case ApiError():
             return error
@@ -77,7 +77,7 @@ def as_api_error(error: Exception) -> ApiError:
             return ApiError(500, error.message, code="engine_error")
         case web.HTTPException():
             return _from_http_exception(error)
-    log.error("A request failed unexpectedly", exc_info=error)
+    log.error("Request %s failed unexpectedly", request_id, exc_info=error)
     return ApiError(500, "The server failed to handle this request; its log has the details.", code="internal_error")
 
 
@@ -102,8 +102,8 @@ async def errors_middleware(request: web.Request, handler: Handler) -> web.Strea
     except ConnectionError:
         raise  # the client is gone; nobody to answer
     except Exception as error:
-        api_error = as_api_error(error)
         record = request[RECORD]
+        api_error = as_api_error(error, record.request_id)
         record.outcome = api_error.outcome
         record.error_code = api_error.code
         # OpenAI's clients repeat every 5xx unless told: what failed or took too long once would only do so again.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from appliance.config import Settings
 from appliance.protocol.openai.common import GenerationRequest
 from appliance.protocol.sampling_params import ParameterError, SamplingParams
 from appliance.protocol.wire import AddRequest, EngineReady
@@ -36,7 +37,7 @@ class ParamNames:
     logprobs: str = "logprobs"
 
 
-def check_generation_fields(request: GenerationRequest) -> None:
+def check_generation_fields(request: GenerationRequest, settings: Settings) -> None:
     """What concerns every route and needs no token. Raises a 400."""
     options = request.stream_options
     if options is not None:
@@ -49,6 +50,9 @@ def check_generation_fields(request: GenerationRequest) -> None:
             raise bad_request(message, "stream_options.include_obfuscation", "unsupported_parameter")
     if request.prompt_logprobs is not None and request.stream:
         raise bad_request("`prompt_logprobs` is not available with `stream`: true.", "prompt_logprobs", "invalid_value")
+    if request.priority and settings.scheduling.scheduling_policy != "priority":
+        message = "`priority` has no effect on this server: scheduling-policy is not `priority`. Leave it out."
+        raise bad_request(message, "priority", "unsupported_parameter")
     if request.cache_salt == "":
         raise bad_request(
             "`cache_salt` must not be empty; leave it out to share the cache.", "cache_salt", "invalid_value"
@@ -115,13 +119,13 @@ def make_sequences(
     request: GenerationRequest,
     prompts: list[Prompt],
     params: list[SamplingParams],
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | None,
     reply_id: str,
     key: str,
 ) -> list[Sequence]:
     """`n` sequences of each prompt, in the order of the choices of the reply. `params` has one entry a prompt."""
     arrival = time.time()
-    bad_words = tokenizer.bad_words_ids(request.bad_words) if request.bad_words else ()
+    bad_words = tokenizer.bad_words_ids(request.bad_words) if tokenizer and request.bad_words else ()
     sequences: list[Sequence] = []
     for prompt_index, (prompt, prompt_params) in enumerate(zip(prompts, params, strict=True)):
         for sampling in fan_out(prompt_params):

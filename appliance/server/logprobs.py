@@ -3,18 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 from appliance.protocol.openai.chat import ChatLogprobs, ChatTokenLogprob, TopLogprob
 from appliance.protocol.openai.common import PromptLogprob, PromptLogprobs
 from appliance.protocol.openai.completions import CompletionLogprobs
 from appliance.protocol.wire import TokenLogprobs
-from appliance.text.tokenizer import Tokenizer
 
 LOWEST = -9999.0  # what OpenAI answers where the probability is zero: JSON has no infinity
 
 
+class TokenNames(Protocol):
+    """How tokens are shown: a `Tokenizer`, or `TokenIdsAsNames`."""
+
+    def token_text(self, token_id: int) -> str: ...
+
+    def token_bytes(self, token_id: int) -> bytes: ...
+
+
+class TokenIdsAsNames:
+    """For a server without a tokenizer; the spelling is vLLM's."""
+
+    def token_text(self, token_id: int) -> str:
+        return f"token_id:{token_id}"
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return self.token_text(token_id).encode()
+
+
 def completion_logprobs(
-    tokenizer: Tokenizer, token_ids: Sequence[int], entries: Sequence[TokenLogprobs | None], offset: int
+    names: TokenNames, token_ids: Sequence[int], entries: Sequence[TokenLogprobs | None], offset: int
 ) -> tuple[CompletionLogprobs, int]:
     """Four parallel lists, whose first token begins at character `offset` of the text, and the offset after them.
 
@@ -22,7 +40,7 @@ def completion_logprobs(
     """
     result = CompletionLogprobs(text_offset=[], token_logprobs=[], tokens=[], top_logprobs=[])
     for token_id, entry in zip(token_ids, entries, strict=True):
-        data = tokenizer.token_bytes(token_id)
+        data = names.token_bytes(token_id)
         result.tokens.append(_shown(data))
         result.text_offset.append(offset)
         offset += sum(byte & 0xC0 != 0x80 for byte in data)  # characters that begin in this token
@@ -33,26 +51,26 @@ def completion_logprobs(
         own, *likely = zip(entry.token_ids, map(_finite, entry.logprobs), strict=True)
         top: dict[str, float] = {}
         for candidate, logprob in (*likely, own):
-            top.setdefault(_shown(tokenizer.token_bytes(candidate)), logprob)
+            top.setdefault(_shown(names.token_bytes(candidate)), logprob)
         result.token_logprobs.append(own[1])
         result.top_logprobs.append(top)
     return result, offset
 
 
-def chat_logprobs(tokenizer: Tokenizer, entries: Sequence[TokenLogprobs]) -> ChatLogprobs:
+def chat_logprobs(names: TokenNames, entries: Sequence[TokenLogprobs]) -> ChatLogprobs:
     content = []
     for entry in entries:
         own, *likely = zip(entry.token_ids, map(_finite, entry.logprobs), strict=True)
         content.append(
             ChatTokenLogprob(
-                token=tokenizer.token_text(own[0]),
+                token=names.token_text(own[0]),
                 logprob=own[1],
-                bytes=list(tokenizer.token_bytes(own[0])),
+                bytes=list(names.token_bytes(own[0])),
                 top_logprobs=[
                     TopLogprob(
-                        token=tokenizer.token_text(token_id),
+                        token=names.token_text(token_id),
                         logprob=logprob,
-                        bytes=list(tokenizer.token_bytes(token_id)),
+                        bytes=list(names.token_bytes(token_id)),
                     )
                     for token_id, logprob in likely
                 ],
@@ -61,7 +79,7 @@ def chat_logprobs(tokenizer: Tokenizer, entries: Sequence[TokenLogprobs]) -> Cha
     return ChatLogprobs(content=content)
 
 
-def prompt_logprobs(tokenizer: Tokenizer, entries: Sequence[TokenLogprobs | None]) -> PromptLogprobs:
+def prompt_logprobs(names: TokenNames, entries: Sequence[TokenLogprobs | None]) -> PromptLogprobs:
     """One map from token id to probability a prompt position; the first position has none."""
     result: PromptLogprobs = []
     for entry in entries:
@@ -71,7 +89,7 @@ def prompt_logprobs(tokenizer: Tokenizer, entries: Sequence[TokenLogprobs | None
         position: dict[str, PromptLogprob] = {}
         ranks = (entry.rank, *range(1, len(entry.token_ids)))
         for token_id, logprob, rank in zip(entry.token_ids, entry.logprobs, ranks, strict=True):
-            text = tokenizer.token_text(token_id)
+            text = names.token_text(token_id)
             position.setdefault(str(token_id), PromptLogprob(logprob=_finite(logprob), rank=rank, decoded_token=text))
         result.append(position)
     return result

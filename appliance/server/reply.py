@@ -94,9 +94,10 @@ async def stream(
         except ConnectionError:
             raise
         except Exception as error:
-            api_error = as_api_error(error)
-            request[RECORD].outcome = api_error.outcome
-            request[RECORD].error_code = api_error.code
+            record = request[RECORD]
+            api_error = as_api_error(error, record.request_id)
+            record.outcome = api_error.outcome
+            record.error_code = api_error.code
             await events.send(event(api_error.body()))
     return events.response
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from aiohttp import web
 
+from appliance.config import Settings
 from appliance.protocol.openai.chat import ChatCompletionRequest
 from appliance.protocol.sampling_params import SamplingParams
 from appliance.protocol.wire import EngineReady
@@ -38,7 +39,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     body = await read_request(request, ChatCompletionRequest)
     head = new_head("chatcmpl", context.model_name(body.model))
     ready, tokenizer = context.ready_engine(), context.tokenizers.tokenizer
-    _check(body)
+    _check(body, context.settings)
     messages = template_messages(body.messages)
     params = _params(body, ready, 1)  # validated before any work; again with the real length below
     characters = sum(len(message["content"]) for message in messages)
@@ -58,8 +59,8 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     return json_response(reply.whole(generation, results))
 
 
-def _check(body: ChatCompletionRequest) -> None:
-    check_generation_fields(body)
+def _check(body: ChatCompletionRequest, settings: Settings) -> None:
+    check_generation_fields(body, settings)
     if body.top_logprobs is not None and not body.logprobs:
         raise bad_request("`top_logprobs` needs `logprobs`: true.", "top_logprobs", "invalid_value")
     if body.continue_final_message and body.add_generation_prompt:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from appliance.config import Settings
 from appliance.protocol.openai.completions import CompletionRequest
 from appliance.protocol.sampling_params import SamplingParams
 from appliance.protocol.wire import EngineReady
@@ -26,6 +27,7 @@ from appliance.server.intake import (
 from appliance.server.reply import collect, new_head, stream
 from appliance.server.request_record import RECORD
 from appliance.server.sampling import sampling_params
+from appliance.server.tokenizer_holder import NO_TOKENIZER
 from appliance.text.tokenizer import Tokenizer
 
 DEFAULT_MAX_TOKENS = 16
@@ -36,8 +38,8 @@ async def completions(request: web.Request) -> web.StreamResponse:
     context, record = request.app[CONTEXT], request[RECORD]
     body = await read_request(request, CompletionRequest)
     head = new_head("cmpl", context.model_name(body.model))
-    ready, tokenizer = context.ready_engine(), context.tokenizers.tokenizer
-    _check(body)
+    ready, tokenizer = context.ready_engine(), context.tokenizers.optional
+    _check(body, context.settings)
     raw = _prompts(body.prompt)
     params = [_params(body, ready, 1)]  # validated before any work; again with the real lengths below
     n = params[0].n
@@ -56,8 +58,12 @@ async def completions(request: web.Request) -> web.StreamResponse:
     return json_response(reply.whole(generation, results))
 
 
-def _check(body: CompletionRequest) -> None:
-    check_generation_fields(body)
+def _check(body: CompletionRequest, settings: Settings) -> None:
+    check_generation_fields(body, settings)
+    if settings.model.skip_tokenizer_init:
+        for name in ("stop", "bad_words"):
+            if getattr(body, name):
+                raise bad_request(f"`{name}` needs a tokenizer. {NO_TOKENIZER}", name, "no_tokenizer")
     if body.best_of is not None and body.best_of != (body.n or 1):
         raise bad_request(
             "`best_of` other than `n` is not supported by this server; leave it out.",

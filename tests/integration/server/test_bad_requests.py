@@ -114,6 +114,7 @@ BAD_VALUES: list[tuple[str, dict[str, Any], str | None, str | None]] = [
     (TEXT, text(seed=1.5), "seed", "invalid_type"),
     (TEXT, text(bad_words=[""]), "bad_words", "invalid_value"),
     (TEXT, text(cache_salt=""), "cache_salt", "invalid_value"),
+    (TEXT, text(priority=1), "priority", "unsupported_parameter"),
     (TEXT, text(truncate_prompt_tokens=0), "truncate_prompt_tokens", "invalid_value"),
     (TEXT, text(stream="yes"), "stream", "invalid_type"),
     (TEXT, text(stream_options={"include_usage": True}), "stream_options", "invalid_value"),

@@ -176,7 +176,8 @@ async def test_half_a_character_is_never_sent(server: Server) -> None:
     assert all("\ufffd" not in text for text in texts)
 
 
-async def test_every_extra_reaches_the_engine(server: Server) -> None:
+async def test_every_extra_reaches_the_engine(start: Any) -> None:
+    server = await start(scheduling_policy="priority")
     extras = {
         "top_k": 5,
         "min_p": 0.1,
@@ -254,3 +255,27 @@ async def test_tokenize_and_detokenize_are_inverse(server: Server) -> None:
     assert (status, back) == (200, {"prompt": "Hi €"})
     _, chat = await server.post("/tokenize", {"messages": HELLO})
     assert chat["tokens"][0] == 256
+
+
+async def test_without_a_tokenizer_token_ids_go_in_and_come_out(start: Any) -> None:
+    server = await start(skip_tokenizer_init=True)
+    body = {"prompt": [72, 105], "max_tokens": 2, "logprobs": 0}
+    status, reply = await server.post("/v1/completions", body)
+    choice = reply["choices"][0]
+    assert (status, choice["text"], choice["token_ids"]) == (200, "", [84, 104])
+    assert choice["logprobs"]["tokens"] == ["token_id:84", "token_id:104"]
+    chunks = [
+        chunk
+        async for chunk in await server.openai.completions.create(model="null", prompt=[72], max_tokens=3, stream=True)
+    ]
+    assert [token for chunk in chunks for token in chunk.choices[0].model_extra["token_ids"]] == [84, 104, 101]
+    for path, body, param in [
+        ("/v1/completions", {"prompt": "Hi"}, None),
+        ("/v1/completions", {"prompt": [72], "stop": "a"}, "stop"),
+        ("/v1/completions", {"prompt": [72], "bad_words": ["a"]}, "bad_words"),
+        ("/v1/chat/completions", {"messages": HELLO}, None),
+        ("/tokenize", {"prompt": "Hi"}, None),
+    ]:
+        status, reply = await server.post(path, body)
+        assert (status, reply["error"]["code"], reply["error"]["param"]) == (400, "no_tokenizer", param), path
+    await server.nothing_is_left()
