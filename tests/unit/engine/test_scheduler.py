@@ -304,6 +304,7 @@ def test_a_resumed_request_brings_its_generated_tokens_and_nothing_else_is_admit
 def test_under_priority_the_least_urgent_gives_way_even_if_it_came_first() -> None:
     engine = preempting_harness("priority")
     idle = engine.add(range(8), max_tokens=30, priority=5)
+    engine.step()
     urgent = engine.add(range(10, 18), max_tokens=30, priority=1)
     engine.run()
     assert list(engine.last) == [urgent, idle]
@@ -312,13 +313,14 @@ def test_under_priority_the_least_urgent_gives_way_even_if_it_came_first() -> No
 
 def test_under_fair_the_key_that_got_most_gives_way() -> None:
     engine = preempting_harness("fair")
-    engine.add(range(20, 40), max_tokens=8, key_id="greedy")
-    engine.run()
     greedy = engine.add(range(8), max_tokens=30, key_id="greedy")
+    engine.step()
     modest = engine.add(range(10, 18), max_tokens=30, key_id="modest")
+    engine.step()
+    more = [engine.add(range(20 + i, 28 + i), max_tokens=1, key_id="greedy") for i in range(2)]
     engine.run()
-    assert engine.scheduler.stats().num_preemptions >= 1
-    assert set(engine.last) >= {greedy, modest}
+    assert engine.scheduler.stats().num_preemptions == 1
+    assert list(engine.last) == [*more, modest, greedy]
     assert engine.tokens[greedy] == expected_tokens(range(8), 30)
 
 
