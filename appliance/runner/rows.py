@@ -7,6 +7,9 @@ import numpy as np
 from appliance.engine.step import NewRow
 from appliance.protocol.sampling_params import SamplingParams
 
+GREEDY_BELOW = 1e-5
+MAX_TEMPERATURE = 1e30
+
 
 class Rows:
     """Arrays with one row a request. A row is written when a request takes it and by each sampled token; nothing is
@@ -33,7 +36,7 @@ class Rows:
         self.token_ids[row, :count] = new.token_ids
         self.num_tokens[row] = count
         self.num_prompt_tokens[row] = new.num_prompt_tokens
-        self.temperature[row] = params.temperature
+        self.temperature[row] = _temperature(params.temperature)
         self.top_k[row] = max(params.top_k, 0)
         self.top_p[row] = params.top_p
         self.min_p[row] = params.min_p
@@ -56,6 +59,11 @@ class Rows:
     def release(self, row: int) -> None:
         self.sampling[row] = None
         self.num_tokens[row] = 0
+
+
+def _temperature(value: float) -> float:
+    """Within float32's reach: below `GREEDY_BELOW` any difference of two logits is as good as infinite."""
+    return 0.0 if value < GREEDY_BELOW else min(value, MAX_TEMPERATURE)
 
 
 def _edits_logits(p: SamplingParams) -> bool:

@@ -99,8 +99,8 @@ def _sample_candidates(
     probabilities = (values - total).exp().masked_fill_(beyond_k, 0.0)
     before = probabilities.cumsum(-1) - probabilities
     nucleus = torch.from_numpy(top_p).unsqueeze(1)
-    # A token stays when those before it do not reach p yet, so the most likely one always stays.
-    probabilities.masked_fill_((before >= nucleus) & (nucleus < 1.0), 0.0)
+    # A token stays when those before it do not reach p yet; the most likely one always does, however small p is.
+    probabilities[:, 1:].masked_fill_(((before >= nucleus) & (nucleus < 1.0))[:, 1:], 0.0)
     reached = before[:, -1:] + (values[:, -1:] - total).exp() >= nucleus
     complete = (limit <= width) | (reached & (nucleus < 1.0))
     index = _invert(probabilities, draws)

@@ -7,15 +7,19 @@ import torch
 
 from appliance.runner.rows import Rows
 
+_LARGEST = torch.finfo(torch.float32).max
 
-def apply_constraints(logits: torch.Tensor, rows: np.ndarray, batch: Rows) -> None:
+
+def apply_constraints(logits: torch.Tensor, rows: np.ndarray, batch: Rows) -> bool:
     """Edit `logits` [N, vocab] float32 in place for requests `rows` [N]; rows without any constraint cost nothing.
 
-    Order: allowed tokens, logit bias, minimum length, bad words, then penalties.
+    Order: allowed tokens, logit bias, minimum length, bad words, then penalties. Returns whether anything was edited.
     """
-    for i in np.flatnonzero(batch.constrained[rows]):
-        row = int(rows[i])
-        _constrain(logits[i], row, batch)
+    constrained = np.flatnonzero(batch.constrained[rows])
+    for i in constrained:
+        _constrain(logits[i], int(rows[i]), batch)
+        logits[i].clamp_(max=_LARGEST)  # a tiny repetition penalty divides beyond float32
+    return len(constrained) > 0
 
 
 def _constrain(logits: torch.Tensor, row: int, batch: Rows) -> None:

@@ -13,6 +13,7 @@ from appliance.runner.sampling.choose import choose
 from appliance.runner.sampling.constraints import apply_constraints
 from appliance.runner.sampling.logprobs import token_logprobs
 
+NO_TOKEN_LEFT = "no token is left to choose: allowed_token_ids, bad_words and min_tokens of this request exclude them all"
 BAD_LOGITS = "the model produced NaN or infinite logits for this request"
 
 
@@ -32,7 +33,8 @@ def sample(logits: torch.Tensor, rows: np.ndarray, batch: Rows) -> Sampled:
     errors = {int(i): BAD_LOGITS for i in torch.nonzero(~top.isfinite()).flatten()}
     wanted = np.flatnonzero(batch.num_logprobs[rows] >= 0)
     raw = logits[torch.from_numpy(wanted)] if len(wanted) else None
-    apply_constraints(logits, rows, batch)
+    if apply_constraints(logits, rows, batch):
+        errors |= {int(i): NO_TOKEN_LEFT for i in torch.nonzero(logits.amax(-1) == -torch.inf).flatten()}
     tokens = choose(
         logits,
         batch.temperature[rows],

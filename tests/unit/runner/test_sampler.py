@@ -170,3 +170,32 @@ def test_broken_logits_end_one_request_and_no_other(bad):
     assert "NaN" in sampled.errors[1]
     clean = sample_rows(logits[[0, 2]], new_row(0, [1], seed=0), new_row(1, [1], seed=2))
     assert sampled.tokens[[0, 2]].tolist() == clean.tokens.tolist()
+
+
+def test_constraints_that_exclude_every_token_end_the_request_with_the_reason():
+    row = new_row(0, [1], temperature=0.0, allowed_token_ids=(2,), stop_token_ids=(2,), min_tokens=3)
+    assert "no token is left" in sample_rows(torch.randn(1, VOCAB), row).errors[0]
+
+
+@pytest.mark.parametrize(
+    "extreme",
+    [
+        {"top_p": 1e-300},
+        {"temperature": 1e-300},
+        {"temperature": 1e-9, "top_p": 0.9},
+        {"repetition_penalty": 1e-300, "temperature": 0.0},
+    ],
+)
+def test_extreme_values_mean_their_limit(extreme):
+    logits = torch.tensor([[0.5, 3.0, 2.0]])
+    row = new_row(0, [1], **({"temperature": 1.0} | extreme))
+    sampled = sample_rows(logits, row)
+    assert not sampled.errors
+    assert sampled.tokens[0] == 1
+
+
+def test_an_enormous_temperature_is_uniform():
+    counts = np.bincount(
+        [sample_rows(torch.randn(1, 4), new_row(0, [1], temperature=1e300, seed=s)).tokens[0] for s in range(400)]
+    )
+    assert counts.min() > 50
