@@ -13,7 +13,7 @@ from appliance.runner.sampling.choose import choose
 from appliance.runner.sampling.constraints import apply_constraints
 from appliance.runner.sampling.logprobs import token_logprobs
 
-NO_TOKEN_LEFT = "no token is left to choose: allowed_token_ids, bad_words and min_tokens of this request exclude them all"
+NO_TOKEN_LEFT = "no token is left to choose: allowed_token_ids, bad_words and min_tokens together exclude them all"
 BAD_LOGITS = "the model produced NaN or infinite logits for this request"
 
 
