@@ -1,7 +1,7 @@
 """Finds and loads a model's tokenizer files without importing torch.
 
 transformers' `AutoTokenizer` imports torch, and half the library with it. `PreTrainedTokenizerFast` reads the same
-`tokenizer.json` and `tokenizer_config.json` and imports neither.
+`tokenizer.json` and `tokenizer_config.json` and imports neither (from transformers 5.18 on).
 """
 
 from __future__ import annotations
