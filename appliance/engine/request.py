@@ -52,7 +52,7 @@ class Request:
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0  # prompt tokens found in the prefix cache at the first admission
     num_preemptions: int = 0
-    prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list)  # collected so far
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # collected so far, from position 1
 
     block_ids: list[int] = field(default_factory=list)  # in order of position
     block_hashes: list[bytes] = field(default_factory=list)  # of its full blocks, as far as anyone asked for them

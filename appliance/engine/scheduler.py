@@ -102,7 +102,11 @@ class Scheduler:
     # ---- one step ----------------------------------------------------------------------------------------------------
 
     def schedule(self) -> SchedulerOutput | None:
-        """The next step, or None when there is nothing to compute. Each output is owed one `update` or `fail_step`."""
+        """The next step, or None when there is nothing to compute before another outcome is known.
+
+        Each output is owed one `update` or `fail_step`, in order. Steps may be scheduled ahead of them if the runner
+        executes in order; a request whose next token is not known yet is then left out.
+        """
         if not self._requests:
             return None
         step = _Step(
@@ -138,19 +142,26 @@ class Scheduler:
                 self.kv_cache.withdraw(request.block_ids)
                 deltas.append(self._fail(request, error))
                 continue
-            if request.wants_prompt_logprobs:
-                request.prompt_logprobs += result.prompt_logprobs.get(i, ())
+            if request.wants_prompt_logprobs and (found := result.prompt_logprobs.get(i)):
+                # From this chunk on: after a preemption they are computed again.
+                request.prompt_logprobs[output.num_computed_tokens[i] :] = found
             if tokens:
                 deltas.append(self._take_tokens(request, tokens, i, result, now))
         return deltas
 
     def fail_step(self, output: SchedulerOutput, message: str) -> list[TokenDelta]:
-        """The step as a whole raised: its requests end with `message`, and what it was to write is not in the cache."""
-        step = self._end_step(output)
-        # The runner may have raised before it took note of them; telling it twice does no harm.
-        self._released_rows.update(output.released_rows)
-        self.kv_cache.withdraw(step.promised_blocks)
-        return [self._fail(request, message) for request in step.requests if request.status is RequestStatus.RUNNING]
+        """The step as a whole raised: its requests end with `message`, and what it was to write is not in the cache.
+
+        Steps scheduled after it may build on it, so their requests end, too; their outcomes are still to be handed in.
+        """
+        lost = {}
+        for step in (self._end_step(output), *self._under_way.values()):
+            self.kv_cache.withdraw(step.promised_blocks)
+            lost.update(dict.fromkeys(step.requests))
+        deltas = [self._fail(request, message) for request in lost if request.status is not RequestStatus.FINISHED]
+        # The runner may have raised before it released these. Telling it twice does no harm while nobody owns them.
+        self._released_rows.update(set(output.released_rows).difference(r.row for r in self._running.values()))
+        return deltas
 
     # ---- queries -----------------------------------------------------------------------------------------------------
 
@@ -296,7 +307,6 @@ class Scheduler:
         num_blocks = self._leave_row(request)
         request.status = RequestStatus.WAITING
         request.num_computed_tokens = 0
-        request.prompt_logprobs.clear()  # if not delivered yet they are computed again, from the first
         self._waiting.push_preempted(request)
         if request.trace:
             self._emit(request, "preempted", blocks_freed=num_blocks, tokens=request.num_tokens)

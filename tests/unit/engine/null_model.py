@@ -63,8 +63,9 @@ class CheckingModel:
         self._rows: dict[int, _Row] = {}
         self.num_computed = 0
 
-    def execute(self, step: SchedulerOutput, fail: Collection[int] = ()) -> ModelOutput:
-        """`fail`: indexes in `step.rows` whose requests fail; what they wrote serves this step and then is garbage."""
+    def execute(self, step: SchedulerOutput, fail: Collection[int] = (), ended: Collection[str] = ()) -> ModelOutput:
+        """`fail`: indexes in `step.rows` whose requests fail; `ended`: requests whose outcome is out already: what they
+        attend to does not matter."""
         self._update_rows(step)
         assert len(set(step.rows)) == len(step.rows)
         assert all(n > 0 for n in step.num_scheduled_tokens)
@@ -82,16 +83,14 @@ class CheckingModel:
         for i, (row, computed, scheduled) in enumerate(work):
             state = self._rows[row]
             end = computed + scheduled
-            for position in range(end):
+            for position in range(end if state.request_id not in ended else 0):
                 assert self._memory[self._slot(state, position)] == state.prefixes[position], (
                     f"{state.request_id} would attend to something else at position {position}"
                 )
             self.num_computed += scheduled
             sampled: list[int] = []
             if end == len(state.token_ids):
-                last = self._memory[self._slot(state, end - 1)]
-                assert last is not None
-                sampled = [last % VOCABULARY]
+                sampled = [(self._memory[self._slot(state, end - 1)] or 0) % VOCABULARY]
                 self._append_token(state, sampled[0])
             output.sampled.append(sampled)
             if state.wants_prompt_logprobs:

@@ -451,6 +451,71 @@ def test_a_runner_that_breaks_its_promise_fails_the_request_and_does_not_hang_it
     assert not scheduler.has_work()
 
 
+# ---- steps scheduled ahead of an outcome -----------------------------------------------------------------------------
+
+
+def test_a_step_scheduled_ahead_leaves_out_requests_whose_next_token_is_unknown() -> None:
+    engine = Harness(max_num_batched_tokens=8)
+    short = engine.add([1, 2, 3], max_tokens=2)
+    long = engine.add(range(10, 30), max_tokens=1)
+    first, second = engine.scheduler.schedule(), engine.scheduler.schedule()
+    assert first is not None
+    assert second is not None
+    assert (first.rows, first.num_scheduled_tokens) == ([0, 1], [3, 5])
+    assert (second.rows, second.num_scheduled_tokens) == ([1], [8])
+    for output in (first, second):
+        engine.collect(engine.scheduler.update(output, engine.model.execute(output)))
+    engine.run()
+    assert engine.tokens[short] == expected_tokens([1, 2, 3], 2)
+    assert engine.tokens[long] == expected_tokens(range(10, 30), 1)
+
+
+def test_a_failed_step_takes_along_the_steps_scheduled_after_it() -> None:
+    engine = Harness(max_num_seqs=2, max_num_batched_tokens=6, block_size=4)
+    lost = engine.add(range(8), max_tokens=1)
+    first, second = engine.scheduler.schedule(), engine.scheduler.schedule()
+    assert first is not None
+    assert second is not None
+    engine.model.forget(first)
+    engine.collect(engine.scheduler.fail_step(first, "the device is gone"))
+    assert engine.last[lost].finish_reason == "error"
+    assert engine.scheduler.update(second, engine.model.execute(second, ended=[lost])) == []
+    # The second block was half written by the step that failed, and promised by the one after it.
+    for num_cached_tokens in (0, 8):
+        again = engine.add([*range(8), 9], max_tokens=1)
+        engine.run()
+        assert engine.last[again].num_cached_tokens == num_cached_tokens
+        assert engine.tokens[again] == expected_tokens([*range(8), 9], 1)
+
+
+def test_a_row_taken_by_a_step_scheduled_ahead_is_not_released_when_the_step_before_fails() -> None:
+    engine = Harness(max_num_seqs=2, max_num_batched_tokens=8)
+    engine.add([1, 2], max_tokens=1)
+    engine.add([3, 4], max_tokens=9)
+    engine.step()
+    first = engine.scheduler.schedule()
+    survivor = engine.add([5, 6], max_tokens=3)
+    assert first is not None
+    assert (first.rows, first.released_rows) == ([1], [0])
+    engine.scheduler.fail_step(first, "raised before anything was released")
+    engine.run()
+    assert engine.tokens[survivor] == expected_tokens([5, 6], 3)
+
+
+def test_prompt_logprobs_are_complete_when_their_step_was_under_way_at_the_preemption() -> None:
+    engine = Harness(max_num_batched_tokens=8)
+    name = engine.add(range(30), prompt_logprobs=0, max_tokens=2)
+    engine.step()
+    output = engine.scheduler.schedule()
+    assert output is not None
+    engine.scheduler._preempt(engine.scheduler._running[name])
+    engine.collect(engine.scheduler.update(output, engine.model.execute(output)))
+    engine.run()
+    found = engine.deltas[0].prompt_logprobs
+    assert found is not None
+    assert [entry.token_ids[0] for entry in found[1:] if entry] == list(range(1, 30))
+
+
 # ---- reports ---------------------------------------------------------------------------------------------------------
 
 

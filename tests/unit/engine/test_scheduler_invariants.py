@@ -51,6 +51,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         threshold=st.sampled_from([0, 0, 1, 5]),
         chunked=st.booleans(),
         caching=st.booleans(),
+        depth=st.integers(1, 2),
     )
     def start(
         self,
@@ -62,6 +63,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         threshold: int,
         chunked: bool,
         caching: bool,
+        depth: int,
     ) -> None:
         self.engine = Harness(
             policy=policy,
@@ -75,6 +77,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             caching=caching,
             eos_token_ids=(49,),
         )
+        self.depth = depth
         self.prompts: dict[str, list[int]] = {}
         self.aborted: set[str] = set()
 
@@ -92,24 +95,26 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(number=st.integers(1, 12))
     def step(self, number: int) -> None:
         for _ in range(number):
-            self.check_output(self.engine.step())
-            self.check_state()
+            for output in self.schedule_ahead():
+                self.engine.collect(self.engine.scheduler.update(output, self.engine.model.execute(output)))
+                self.check_state()
 
     @precondition(lambda self: self.engine.scheduler.has_work())
     @rule(data=st.data(), aborts=st.integers(0, 2), fails=st.booleans())
     def step_in_which_something_goes_wrong(self, data: st.DataObject, aborts: int, fails: bool) -> None:
-        scheduler = self.engine.scheduler
-        output = scheduler.schedule()
-        assert output is not None
-        self.check_output(output)
+        scheduler, model = self.engine.scheduler, self.engine.model
+        first, *others = self.schedule_ahead()
         for _ in range(aborts):
             self.abort(data)
         if fails:
-            self.engine.model.forget(output)
-            self.engine.collect(scheduler.fail_step(output, "the device is gone"))
+            model.forget(first)
+            self.engine.collect(scheduler.fail_step(first, "the device is gone"))
         else:
-            fail = data.draw(st.sets(st.integers(0, len(output.rows) - 1), max_size=1))
-            self.engine.collect(scheduler.update(output, self.engine.model.execute(output, fail)))
+            fail = data.draw(st.sets(st.integers(0, len(first.rows) - 1), max_size=1))
+            self.engine.collect(scheduler.update(first, model.execute(first, fail)))
+        for output in others:
+            ended = self.aborted | set(self.engine.last)
+            self.engine.collect(scheduler.update(output, model.execute(output, ended=ended)))
 
     @precondition(lambda self: self.engine.scheduler.has_work())
     @rule(data=st.data())
@@ -124,17 +129,20 @@ class SchedulerMachine(RuleBasedStateMachine):
     def reset_prefix_cache(self) -> None:
         self.engine.scheduler.reset_prefix_cache()
 
-    def check_output(self, output: SchedulerOutput | None) -> None:
+    def schedule_ahead(self) -> list[SchedulerOutput]:
+        """As many steps as may be under way at once, as far as there is work for them."""
         scheduler = self.engine.scheduler
-        if output is None:
-            assert not scheduler.has_work()
-            return
         config = scheduler.config
-        assert output.rows
-        assert output.total_tokens <= config.max_num_batched_tokens
-        assert len(output.rows) <= config.max_num_seqs
-        if config.long_prefill_token_threshold:
-            assert max(output.num_scheduled_tokens) <= config.long_prefill_token_threshold
+        outputs = []
+        while len(outputs) < self.depth and (output := scheduler.schedule()) is not None:
+            outputs.append(output)
+            assert output.rows
+            assert output.total_tokens <= config.max_num_batched_tokens
+            assert len(output.rows) <= config.max_num_seqs
+            if config.long_prefill_token_threshold:
+                assert max(output.num_scheduled_tokens) <= config.long_prefill_token_threshold
+        assert outputs or not scheduler.has_work(), "there is work, but nothing is scheduled"
+        return outputs
 
     @invariant()
     def check_state(self) -> None:
