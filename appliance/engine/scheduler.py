@@ -159,8 +159,8 @@ class Scheduler:
             self.kv_cache.withdraw(step.promised_blocks)
             lost.update(dict.fromkeys(step.requests))
         deltas = [self._fail(request, message) for request in lost if request.status is not RequestStatus.FINISHED]
-        # The runner may have raised before it released these. Telling it twice does no harm while nobody owns them.
-        self._released_rows.update(set(output.released_rows).difference(r.row for r in self._running.values()))
+        # The runner may have raised before it released these. Whoever took one since then was in one of these steps.
+        self._released_rows.update(output.released_rows)
         return deltas
 
     # ---- queries -----------------------------------------------------------------------------------------------------

@@ -488,20 +488,6 @@ def test_a_failed_step_takes_along_the_steps_scheduled_after_it() -> None:
         assert engine.tokens[again] == expected_tokens([*range(8), 9], 1)
 
 
-def test_a_row_taken_by_a_step_scheduled_ahead_is_not_released_when_the_step_before_fails() -> None:
-    engine = Harness(max_num_seqs=2, max_num_batched_tokens=8)
-    engine.add([1, 2], max_tokens=1)
-    engine.add([3, 4], max_tokens=9)
-    engine.step()
-    first = engine.scheduler.schedule()
-    survivor = engine.add([5, 6], max_tokens=3)
-    assert first is not None
-    assert (first.rows, first.released_rows) == ([1], [0])
-    engine.scheduler.fail_step(first, "raised before anything was released")
-    engine.run()
-    assert engine.tokens[survivor] == expected_tokens([5, 6], 3)
-
-
 def test_prompt_logprobs_are_complete_when_their_step_was_under_way_at_the_preemption() -> None:
     engine = Harness(max_num_batched_tokens=8)
     name = engine.add(range(30), prompt_logprobs=0, max_tokens=2)
