@@ -8,6 +8,7 @@ import sys
 import time
 
 from appliance.cli.trace_lines import TraceLines
+from appliance.cli.trace_markdown import page
 from appliance.config import ConfigError, Settings, add_settings_arguments, require_model, resolve
 from appliance.protocol.sampling_params import ParameterError, SamplingParams
 from appliance.protocol.wire import AddRequest, TraceEvent
@@ -20,7 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "%(prog)s PROMPT --model MODEL [FLAGS]"
     parser.add_argument("prompt", metavar="PROMPT", help="the text to complete")
     parser.add_argument("--max-tokens", type=int, default=8, help="tokens to generate (default: 8)")
-    parser.add_argument("--json", action="store_true", help="print each event as a JSON object on a line")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print each event as a JSON object on a line")
+    form.add_argument("--markdown", action="store_true", help="print a page that explains each event, at the end")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -34,22 +37,31 @@ def run(options: argparse.Namespace) -> int:
     params = SamplingParams(max_tokens=options.max_tokens, temperature=0.0, seed=0)
     try:
         params.validate()
-        return _trace(resolved.settings, options.prompt, params, _Printer(as_json=options.json))
+        printer = _Printer(as_json=options.json, at_once=not options.markdown)
+        code = _trace(resolved.settings, options.prompt, params, printer)
     except ParameterError as error:
         raise ConfigError(f"{error}.") from error
     except (StartupError, TokenizerLoadError) as error:
         print(f"pagebox trace: {error}", file=sys.stderr)
         return error.exit_code if isinstance(error, StartupError) else 1
+    if options.markdown and printer.lines is not None:
+        print(page(resolved, printer.events, printer.lines, options.max_tokens))
+    return code
 
 
 class _Printer:
-    """Prints each event as it happens."""
+    """Keeps each event, and prints it as it happens unless a page is made of all at the end."""
 
-    def __init__(self, *, as_json: bool) -> None:
+    def __init__(self, *, as_json: bool, at_once: bool) -> None:
         self._as_json = as_json
-        self.lines: TraceLines | None = None  # set before the first event
+        self._at_once = at_once
+        self.events: list[TraceEvent] = []
+        self.lines: TraceLines | None = None  # set before the first event of the request
 
     def __call__(self, event: TraceEvent) -> None:
+        self.events.append(event)
+        if not self._at_once:
+            return
         if self._as_json or self.lines is None:
             line = json.dumps({"time": event.time, "event": event.event, **event.fields}, ensure_ascii=False)
         else:

@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
+from appliance.cli.trace_explained import EVENTS
 from appliance.cli.trace_lines import TraceLines
 from appliance.protocol.wire import TraceEvent
+
+ROOT = Path(__file__).parents[3] / "appliance"
 
 
 def told(lines: TraceLines, event: str, **fields: Any) -> str:
@@ -41,3 +46,11 @@ def test_long_lists_are_cut_and_say_how_long_they_are() -> None:
     words = told(TraceLines(100.0, 4, str), "tokenized", token_ids=list(range(100)))
     assert words.startswith("100 tokens: [0, 1, ")
     assert words.endswith("11, … 88 more]")
+
+
+def test_every_event_that_is_reported_is_explained() -> None:
+    call = re.compile(r"(?:_emit\(\s*request,|\.note\(|TraceEvent\(\w+, time\.time\(\),)\s*\"(\w+)\"")
+    reported = set()
+    for source in (ROOT / "engine" / "scheduler.py", ROOT / "engine" / "core.py", ROOT / "cli" / "trace.py"):
+        reported.update(call.findall(source.read_text(encoding="utf-8")))
+    assert reported == EVENTS.keys()
