@@ -64,6 +64,8 @@ def paged_attention(
     decodes, prefills = plan
     if len(decodes) == 1 and not prefills:
         return _decode(q, kv_cache, decodes[0], scale)  # its order is the order of q: nothing to scatter
+    if len(prefills) == 1 and not decodes:
+        return _prefill(q, kv_cache, prefills[0], scale)
     out = torch.empty_like(q)
     for group in decodes:
         out[group.tokens] = _decode(q[group.tokens], kv_cache, group, scale)
@@ -109,14 +111,18 @@ def _decode(q: torch.Tensor, kv_cache: torch.Tensor, group: _Decode, scale: floa
 def _prefill(q: torch.Tensor, kv_cache: torch.Tensor, request: _Prefill, scale: float) -> torch.Tensor:
     """q [n, Hq, D] → [n, Hq, D]."""
     count, num_q_heads, head_dim = q.shape
-    keys, values = _gather(kv_cache, request.rows)
+    keys, values = (part[:, None, request.first_key : request.last_key] for part in _gather(kv_cache, request.rows))
     num_kv_heads = keys.shape[0]
     shared = num_q_heads // num_kv_heads
+    queries = q.view(count, num_kv_heads, shared, head_dim)
+    if count == 1:  # heads that share keys become rows of one product, so the keys are read once for all of them
+        out = F.scaled_dot_product_attention(queries.view(num_kv_heads, 1, shared, head_dim), keys, values, scale=scale)
+        return out.view(1, num_q_heads, head_dim)
     by_kv_head = (num_kv_heads, shared, -1, head_dim)
     out = F.scaled_dot_product_attention(
-        q.view(count, num_kv_heads, shared, head_dim).permute(1, 2, 0, 3),
-        keys[:, None, request.first_key : request.last_key].expand(by_kv_head),
-        values[:, None, request.first_key : request.last_key].expand(by_kv_head),
+        queries.permute(1, 2, 0, 3),
+        keys.expand(by_kv_head),
+        values.expand(by_kv_head),
         attn_mask=request.mask,
         is_causal=request.causal,
         scale=scale,

@@ -5,7 +5,7 @@ Shapes: T tokens of the step, H hidden size, Hq query heads, Hk key/value heads,
 
 from __future__ import annotations
 
-import math
+import functools
 
 import torch
 import torch.nn.functional as F
@@ -18,13 +18,18 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 
     x [..., H], weight [H]; returns x's shape and dtype.
     """
-    size = x.shape[-1]
-    # sqrt(sum x² + H·eps) as a hypotenuse: one reduction and few elementwise operations, a fifth of the time of torch's
-    # own composite on the CPU at 512 rows.
+    # One reduction and four elementwise operations in place on a float32 copy: on the CPU that is faster than torch's
+    # own composite at every size, because mixed dtypes make it copy each operand anyway.
     wide = x.to(torch.float32, copy=True)
     norm = torch.linalg.vector_norm(wide, 2, -1, True)
-    scale = torch.hypot(norm, norm.new_tensor(math.sqrt(size * eps))).reciprocal_().mul_(math.sqrt(size))
+    scale = torch.addcmul(_scalar(eps, x.device), norm, norm, value=1.0 / x.shape[-1]).rsqrt_()
     return wide.mul_(scale).mul_(weight).to(x.dtype)
+
+
+@functools.lru_cache(maxsize=64)
+def _scalar(value: float, device: torch.device) -> torch.Tensor:
+    """A float32 tensor of no dimensions, made once: in a decode step its making would take as long as using it."""
+    return torch.tensor(value, dtype=torch.float32, device=device)
 
 
 def add_rms_norm(

@@ -18,6 +18,10 @@ class RMSNorm(Layer):
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return rms_norm(x, self.weight, self.eps)
 
+    def finalize_weights(self) -> None:
+        # the product with it is in float32: converting it once spares that in every step
+        self.weight = torch.nn.Parameter(self.weight.data.float(), requires_grad=False)
+
     def add(self, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(norm of x + residual, x + residual)"""
         return add_rms_norm(x, residual, self.weight, self.eps)
