@@ -1,0 +1,99 @@
+"""Tile sizes of the attention kernels for each architecture. Nothing is tuned at run time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+import triton
+
+# Shared memory a program may use, by compute capability, less what the compiler keeps for itself.
+SHARED_MEMORY = {(8, 0): 163 << 10, (8, 6): 99 << 10, (8, 7): 163 << 10, (8, 9): 99 << 10, (9, 0): 227 << 10}
+SMALLEST_SHARED_MEMORY = 99 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeConfig:
+    """How the decode kernel is cut. Its grid is `num_programs`, whatever the batch."""
+
+    tile: int  # tokens read at once
+    num_programs: int
+    min_tiles: int  # a program has at least so many tiles: below that, splitting costs more than it gains
+    num_warps: int
+    num_stages: int
+
+
+@dataclass(frozen=True, slots=True)
+class TileConfig:
+    """How the kernels with many queries are cut."""
+
+    rows: int  # (query token, query head) pairs of one key/value head in a program
+    tile: int  # tokens of the context read at once
+    num_warps: int
+    num_stages: int
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """What the tile sizes depend on."""
+
+    shared_memory: int  # bytes a program
+    multiprocessors: int
+    wgmma: bool  # has Hopper's matrix instructions
+
+
+@cache
+def card(device: torch.device) -> Card:
+    """The facts of a CUDA device; for the CPU, where Triton's interpreter runs, those of a small one."""
+    if device.type != "cuda":
+        return Card(shared_memory=SMALLEST_SHARED_MEMORY, multiprocessors=4, wgmma=False)
+    properties = torch.cuda.get_device_properties(device)
+    capability = (properties.major, properties.minor)
+    return Card(
+        shared_memory=SHARED_MEMORY.get(capability, SMALLEST_SHARED_MEMORY),
+        multiprocessors=properties.multi_processor_count,
+        wgmma=properties.major == 9,
+    )
+
+
+def _stages(tile_bytes: int, fixed: int, budget: int, most: int, *, all_stored: bool) -> int:
+    """Pipeline stages, of one key and one value tile each, that fit the budget beside `fixed` bytes.
+
+    The compiler keeps a stage less than asked for in shared memory, but for Hopper's matrix instructions all of them.
+    """
+    fitting = (budget - fixed) // tile_bytes + (0 if all_stored else 1)
+    return max(1, min(most, fitting))
+
+
+@cache
+def decode_config(device: torch.device, head_dim: int, dtype: torch.dtype) -> DecodeConfig:
+    """Two programs a multiprocessor, so that one's first and last tiles overlap the other's stream."""
+    facts = card(device)
+    row_bytes = triton.next_power_of_2(head_dim) * dtype.itemsize
+    tile = max(16, min(64, 16384 // row_bytes))
+    return DecodeConfig(
+        tile=tile,
+        num_programs=2 * facts.multiprocessors,
+        min_tiles=512 // tile,
+        num_warps=4,
+        num_stages=_stages(2 * tile * row_bytes, 12 << 10, facts.shared_memory // 2, most=4, all_stored=False),
+    )
+
+
+@cache
+def mixed_config(device: torch.device, head_dim: int, dtype: torch.dtype) -> TileConfig:
+    """Tiles for many queries: matrix instructions are the limit, so the query tile is as tall as registers allow."""
+    facts = card(device)
+    row_bytes = triton.next_power_of_2(head_dim) * dtype.itemsize
+    if dtype == torch.float32:  # no matrix instructions in full float32: small tiles, or registers overflow
+        rows, tile, num_warps = 16, 16, 4
+    elif row_bytes <= 256:
+        rows, tile, num_warps = 128, 64, 8
+    elif facts.wgmma:
+        rows, tile, num_warps = 128, 32, 8
+    else:
+        rows, tile, num_warps = 64, 32, 4
+    wgmma = facts.wgmma and dtype != torch.float32
+    stages = _stages(2 * tile * row_bytes, rows * row_bytes, facts.shared_memory, most=3, all_stored=wgmma)
+    return TileConfig(rows, tile, num_warps, stages)

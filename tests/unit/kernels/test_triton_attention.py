@@ -1,0 +1,357 @@
+"""The Triton attention kernels mean what the plain reference says: interpreted on any machine, compiled on a GPU."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import random
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined
+pytest.importorskip("triton")
+
+from appliance_kernels import reference
+from appliance_kernels.metadata import AttentionMetadata
+from appliance_kernels.triton_kernels.attention_configs import DecodeConfig, TileConfig, decode_config, mixed_config
+from appliance_kernels.triton_kernels.attention_decode import decode_attention, decode_workspace, plan_decode
+from appliance_kernels.triton_kernels.attention_mixed import mixed_attention
+from appliance_kernels.triton_kernels.attention_shared_prefix import (
+    shared_prefix_decode_attention,
+    shared_prefix_workspace,
+)
+from tests.unit.kernels.paged import random_batch
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+# Against a reference in float32 on the same inputs. float32 differs by summation order and by exp2 for exp. In 16 bits
+# the probabilities are rounded before they meet the values, and the output once more: each half a unit in the last
+# place (2⁻⁹ of bfloat16, 2⁻¹² of float16) relative to values of size 1 … 4, so 2⁻⁹ · 4 times four leaves room, and one
+# key too many or too few in a context of hundreds is still seen.
+TOLERANCE = {torch.float32: 5e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
+SMALL_DECODE = DecodeConfig(tile=32, num_programs=5, min_tiles=1, num_warps=4, num_stages=2)
+SMALL_TILES = TileConfig(rows=16, tile=32, num_warps=4, num_stages=2)
+ALL_DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+@dataclasses.dataclass
+class Batch:
+    """Random requests over a cache whose unused memory is NaN."""
+
+    metadata: AttentionMetadata
+    q: torch.Tensor
+    kv_cache: torch.Tensor
+    tables: torch.Tensor
+    query_start: torch.Tensor
+    seq_lens: torch.Tensor
+    scale: float
+
+    def reference(self, window: int | None = None, softcap: float | None = None) -> torch.Tensor:
+        clean = self.kv_cache.nan_to_num(0.0)
+        return reference.paged_attention(self.q, clean, self.metadata, self.scale, window, softcap)
+
+    def poisoned_out(self) -> torch.Tensor:
+        return torch.full(self.q.shape, torch.nan, dtype=self.q.dtype, device=DEVICE)
+
+
+def make_batch(
+    requests: list[tuple[int, int]],
+    *,
+    heads: tuple[int, int] = (2, 3),
+    head_dim: int = 64,
+    block_size: int = 16,
+    dtype: torch.dtype = torch.float32,
+    shared_blocks: int = 0,
+    seed: int | None = None,
+) -> Batch:
+    """Requests of (query tokens, total tokens); heads are (key/value heads, query heads for each)."""
+    seed = random.randrange(10**6) if seed is None else seed
+    torch.manual_seed(seed)
+    num_kv_heads, per_kv = heads
+    num_blocks = 2 + shared_blocks + sum(-(-length // block_size) for _, length in requests)
+    metadata = random_batch(requests, block_size, num_blocks, shared_blocks=shared_blocks, seed=seed)
+    cache = torch.full((num_blocks, 2, num_kv_heads, block_size, head_dim), torch.nan)
+    for r, (_, length) in enumerate(requests):
+        for i in range(-(-length // block_size)):
+            used = min(block_size, length - i * block_size)
+            block = cache[metadata.block_tables[r, i], :, :, :used]
+            block[block.isnan()] = torch.randn(int(block.isnan().sum()))
+    # queries as the kernels get them: a view of wider rows
+    qkv = torch.randn(metadata.query_start[-1], num_kv_heads * (per_kv + 2), head_dim).to(DEVICE, dtype)
+    metadata.block_tables = metadata.block_tables.to(DEVICE)
+    return Batch(
+        metadata=metadata,
+        q=qkv[:, : num_kv_heads * per_kv],
+        kv_cache=cache.to(DEVICE, dtype),
+        tables=metadata.block_tables,
+        query_start=torch.tensor(metadata.query_start, dtype=torch.int32, device=DEVICE),
+        seq_lens=torch.tensor(metadata.seq_lens, dtype=torch.int32, device=DEVICE),
+        scale=head_dim**-0.5,
+    )
+
+
+def assert_close(got: torch.Tensor, want: torch.Tensor) -> None:
+    torch.testing.assert_close(got.float(), want.float(), atol=TOLERANCE[want.dtype], rtol=0)
+
+
+def check_decode(lengths, *, window=None, softcap=None, config=SMALL_DECODE, **shape):
+    batch = make_batch([(1, length) for length in lengths], **shape)
+    out = batch.poisoned_out()
+    workspace = decode_workspace(*batch.q.shape[:2], *batch.kv_cache.shape[2:5:2], config, DEVICE)
+    plan = plan_decode(batch.seq_lens, batch.kv_cache.shape[2], config, sliding_window=window)
+    got = decode_attention(
+        batch.q,
+        batch.kv_cache,
+        batch.tables,
+        batch.seq_lens,
+        batch.scale,
+        sliding_window=window,
+        softcap=softcap,
+        out=out,
+        plan=plan,
+        workspace=workspace,
+    )
+    assert got is out
+    assert workspace.counters.abs().max() == 0, "ready for the next launch"
+    assert_close(out, batch.reference(window, softcap))
+
+
+def check_mixed(requests, *, window=None, softcap=None, config=SMALL_TILES, **shape):
+    batch = make_batch(requests, **shape)
+    out = batch.poisoned_out()
+    mixed_attention(
+        batch.q,
+        batch.kv_cache,
+        batch.tables,
+        batch.query_start,
+        batch.seq_lens,
+        batch.scale,
+        sliding_window=window,
+        softcap=softcap,
+        out=out,
+        config=config,
+    )
+    assert_close(out, batch.reference(window, softcap))
+
+
+def check_shared(lengths, shared_blocks, *, alone=(), window=None, softcap=None, splits=3, **shape):
+    """Requests that share their first blocks, and then some that share nothing."""
+    block_size = shape.get("block_size", 16)
+    batch = make_batch([(1, length) for length in lengths], shared_blocks=shared_blocks, **shape)
+    shared = torch.full((len(lengths),), shared_blocks * block_size, dtype=torch.int32, device=DEVICE)
+    shared[list(alone)] = 0
+    out = batch.poisoned_out()
+    num_q_heads, (num_kv_heads, head_dim) = batch.q.shape[1], batch.kv_cache.shape[2:5:2]
+    workspace = shared_prefix_workspace(len(lengths), num_q_heads, num_kv_heads, head_dim, splits, SMALL_DECODE, DEVICE)
+    for scratch in (workspace.prefix_acc, workspace.prefix_stats, workspace.decode.partial_acc):
+        scratch.fill_(torch.nan)
+    tables = batch.tables.clone()
+    tables[[r for r in range(len(lengths)) if r not in alone], :shared_blocks] = -(2**30)  # never read
+    plan = plan_decode(batch.seq_lens, num_kv_heads, SMALL_DECODE, sliding_window=window, num_shared_tokens=shared)
+    shared_prefix_decode_attention(
+        batch.q,
+        batch.kv_cache,
+        tables,
+        batch.seq_lens,
+        batch.scale,
+        prefix_table=batch.tables[0],
+        num_shared_tokens=shared,
+        sliding_window=window,
+        softcap=softcap,
+        out=out,
+        plan=plan,
+        workspace=workspace,
+        config=SMALL_TILES,
+    )
+    assert_close(out, batch.reference(window, softcap))
+
+
+LENGTHS = [1, 170, 17, 64, 33]
+REQUESTS = [(1, 1), (1, 90), (21, 21), (5, 70), (1, 32)]
+
+
+@pytest.mark.parametrize("window", [None, 1, 40])
+@pytest.mark.parametrize("softcap", [None, 5.0])
+def test_decode_with_windows_and_softcap(window, softcap):
+    check_decode(LENGTHS, window=window, softcap=softcap)
+
+
+@pytest.mark.parametrize("num_programs", [1, 2, 7, 16, 60])
+def test_decode_is_the_same_however_many_programs_share_the_work(num_programs):
+    check_decode([300, 5, 64], heads=(1, 2), config=dataclasses.replace(SMALL_DECODE, num_programs=num_programs))
+
+
+def test_a_program_has_at_least_the_given_tiles():
+    config = dataclasses.replace(SMALL_DECODE, min_tiles=4)
+    plan = plan_decode(torch.tensor([100, 70, 1], dtype=torch.int32, device=DEVICE), 1, config)
+    assert plan.tiles_per_program.item() == 4
+    assert plan.tile_start.tolist() == [0, 4, 7, 8]
+    assert plan.first_request[:2].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("heads", [(1, 1), (2, 4), (1, 7), (1, 8)])
+def test_decode_with_any_number_of_query_heads_for_each_kv_head(heads):
+    check_decode([75, 20], heads=heads, head_dim=16)
+
+
+@pytest.mark.parametrize("head_dim", [64, 80, 96, 128, 256])
+@pytest.mark.parametrize("block_size", [16, 32])
+def test_every_head_size_and_block_size(head_dim, block_size):
+    check_decode([75, 20], head_dim=head_dim, block_size=block_size, heads=(1, 3))
+    check_mixed([(7, 40), (1, 33)], head_dim=head_dim, block_size=block_size, heads=(1, 3))
+
+
+def test_blocks_larger_than_a_tile():
+    check_decode([150, 20], block_size=64, window=70)
+    check_mixed([(40, 150), (1, 20)], block_size=64, window=70)
+
+
+def test_empty_rows_of_a_padded_batch_become_zeros():
+    batch = make_batch([(1, 40), (1, 9), (1, 1)])
+    seq_lens = batch.seq_lens.clone()
+    seq_lens[1] = 0
+    out = batch.poisoned_out()
+    decode_attention(batch.q, batch.kv_cache, batch.tables, seq_lens, batch.scale, out=out, config=SMALL_DECODE)
+    assert out[1].abs().max() == 0
+    assert_close(out[[0, 2]], batch.reference()[[0, 2]])
+
+
+def test_a_plan_and_a_workspace_serve_many_layers():
+    batch = make_batch([(1, 130), (1, 40)])
+    workspace = decode_workspace(8, 6, 2, 64, SMALL_DECODE, DEVICE)
+    plan = plan_decode(batch.seq_lens, 2, SMALL_DECODE)
+    for layer in range(2):
+        batch.q = torch.randn_like(batch.q)
+        out = decode_attention(
+            batch.q, batch.kv_cache, batch.tables, batch.seq_lens, batch.scale, plan=plan, workspace=workspace
+        )
+        torch.testing.assert_close(out, batch.reference(), atol=5e-5, rtol=0, msg=f"layer {layer}")
+
+
+@pytest.mark.parametrize("window", [None, 1, 7, 40])
+@pytest.mark.parametrize("softcap", [None, 5.0])
+def test_mixed_batches_with_windows_and_softcap(window, softcap):
+    check_mixed(REQUESTS, window=window, softcap=softcap)
+
+
+@pytest.mark.parametrize("heads", [(1, 1), (2, 4), (1, 7), (1, 8)])
+def test_mixed_batches_with_any_number_of_query_heads_for_each_kv_head(heads):
+    check_mixed([(9, 20), (1, 50), (18, 18)], heads=heads, head_dim=16)
+
+
+def test_rows_past_the_last_request_are_not_written():
+    batch = make_batch([(3, 9), (2, 20)])
+    padded = torch.randn(9, 6, 64, dtype=batch.q.dtype, device=DEVICE)
+    padded[:5] = batch.q
+    out = torch.full_like(padded, torch.nan)
+    mixed_attention(
+        padded,
+        batch.kv_cache,
+        batch.tables,
+        batch.query_start,
+        batch.seq_lens,
+        batch.scale,
+        out=out,
+        config=SMALL_TILES,
+    )
+    assert_close(out[:5], batch.reference())
+    assert out[5:].isnan().all()
+
+
+@pytest.mark.parametrize("window", [None, 100, 20])
+def test_a_shared_prefix_is_added_to_what_is_each_requests_own(window):
+    check_shared([65, 81, 100, 130, 66], 4, window=window)
+
+
+def test_requests_that_share_nothing_are_right_beside_those_that_do():
+    check_shared([50, 81, 64, 49], 3, alone=(1, 2), softcap=5.0)
+
+
+def test_with_nothing_shared_a_plain_decode_remains():
+    check_shared([50, 81], 0)
+
+
+def test_more_splits_than_tiles_of_the_shared_prefix():
+    check_shared([40, 33], 2, splits=4, heads=(1, 4))
+
+
+def test_an_argument_that_does_not_fit_is_named():
+    batch = make_batch([(1, 4)])
+    with pytest.raises(ValueError, match="contiguous within a block"):
+        decode_attention(batch.q, batch.kv_cache.transpose(2, 3), batch.tables, batch.seq_lens, 1.0)
+    with pytest.raises(ValueError, match="must be the same"):
+        mixed_attention(batch.q.half(), batch.kv_cache, batch.tables, batch.query_start, batch.seq_lens, 1.0)
+
+
+def test_16_bit_dtypes():
+    """The interpreter has no matrix product of bfloat16; the compiled tests below have all three."""
+    shape = {"dtype": torch.float16, "heads": (1, 3)}
+    check_decode([75, 20], **shape)
+    check_mixed([(7, 40), (1, 33)], **shape)
+    check_shared([40, 33], 2, **shape)
+
+
+def configs(head_dim: int, dtype: torch.dtype) -> tuple[DecodeConfig, TileConfig]:
+    return decode_config(DEVICE, head_dim, dtype), mixed_config(DEVICE, head_dim, dtype)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ALL_DTYPES)
+@pytest.mark.parametrize("head_dim", [64, 80, 96, 128, 256])
+@pytest.mark.parametrize("block_size", [16, 32])
+@pytest.mark.parametrize("window", [None, 300])
+def test_compiled_kernels_with_the_cards_own_tiles(dtype, head_dim, block_size, window):
+    decode, tiles = configs(head_dim, dtype)
+    shape = {"dtype": dtype, "head_dim": head_dim, "block_size": block_size, "window": window}
+    lengths = [1, 3001, 517, 64, 1023, 16, 2049, 700]
+    requests = [(1, 1), (1, 2000), (700, 700), (129, 1500), (5, 640), (1, 64)]
+    for heads in ((8, 4), (2, 7)):
+        check_decode(lengths, heads=heads, config=decode, **shape)
+        check_mixed(requests, heads=heads, config=tiles, **shape)
+        check_shared([600 + 7 * i for i in range(40)], 512 // block_size, heads=heads, alone=(3, 39), **shape)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ALL_DTYPES)
+@pytest.mark.parametrize("per_kv", [1, 3, 8, 16])
+def test_compiled_kernels_with_softcap_and_other_head_ratios(dtype, per_kv):
+    decode, tiles = configs(128, dtype)
+    shape = {"dtype": dtype, "head_dim": 128, "heads": (2, per_kv), "softcap": 20.0}
+    check_decode([3001, 5, 700], config=decode, **shape)
+    check_mixed([(300, 900), (1, 77), (65, 65)], config=tiles, **shape)
+    check_shared([600 + 7 * i for i in range(40)], 32, **shape)
+
+
+@pytest.mark.gpu
+def test_one_captured_graph_serves_every_length():
+    batch = make_batch([(1, 3000), (1, 2900), (1, 2000), (1, 2500)], heads=(8, 4), head_dim=128, dtype=torch.bfloat16)
+    config = decode_config(DEVICE, 128, torch.bfloat16)
+    workspace = decode_workspace(4, 32, 8, 128, config, DEVICE)
+    seq_lens = batch.seq_lens.clone()
+    out = batch.poisoned_out()
+
+    def step():
+        decode_attention(
+            batch.q, batch.kv_cache, batch.tables, seq_lens, batch.scale, out=out, workspace=workspace, config=config
+        )
+
+    step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    for lengths in ([1, 2, 3, 4], [3000, 1, 1, 1], [2999, 2899, 1999, 2499], [64, 0, 100, 0]):
+        seq_lens.copy_(torch.tensor(lengths, dtype=torch.int32))
+        out.fill_(torch.nan)
+        graph.replay()
+        live = [r for r, length in enumerate(lengths) if length]
+        batch.metadata.seq_lens = lengths
+        batch.metadata.query_start = [0, 1, 2, 3, 4]
+        want = torch.zeros_like(out)
+        for r in live:
+            one = dataclasses.replace(
+                batch.metadata, block_tables=batch.tables[r : r + 1], query_start=[0, 1], seq_lens=[lengths[r]]
+            )
+            want[r] = reference.paged_attention(batch.q[r : r + 1], batch.kv_cache.nan_to_num(0.0), one, batch.scale)[0]
+        assert_close(out, want)
