@@ -27,6 +27,8 @@ class Command:
 
 
 COMMANDS = (
+    Command("bench serve", "measure a running server: latencies, throughput, errors", "appliance.cli.bench_serve"),
+    Command("bench throughput", "measure the engine alone, without a server", "appliance.cli.bench_throughput"),
     Command("config", "show, explain and check settings", "appliance.cli.config_command"),
     Command("model inspect", "show what a model is and what it costs", "appliance.cli.model_inspect"),
     Command("model pull", "fetch a model into a local folder", "appliance.cli.model_pull"),
