@@ -70,15 +70,18 @@ def attend(
             k = tl.load(pointers)
             v = tl.load(pointers + value_offset)
 
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * score_scale
+        scores = tl.dot(q, tl.trans(k), input_precision="ieee")
+        factor = score_scale
         if HAS_SOFTCAP:
             # tanh x = 1 - 2 / (1 + e²ˣ): right at both ends, where the exponential is 0 or infinite
-            scores = softcap_log2 * (1.0 - 2.0 / (1.0 + tl.exp2(scores * (2.0 * 1.4426950408889634))))
+            scores = softcap_log2 * (1.0 - 2.0 / (1.0 + tl.exp2(scores * score_scale * (2.0 * 1.4426950408889634))))
+            factor = 1.0
         if MASKED:
             seen = (token[None, :] >= first_seen[:, None]) & (token[None, :] <= last_seen[:, None])
             scores = tl.where(seen & present[None, :], scores, float("-inf"))
-        new_peak = tl.maximum(peak, tl.max(scores, 1))
-        p = tl.exp2(scores - new_peak[:, None])
+        # The scale is positive, so it can wait until after the maximum: then it costs nothing, in a fused multiply-add.
+        new_peak = tl.maximum(peak, tl.max(scores, 1) * factor)
+        p = tl.exp2(scores * factor - new_peak[:, None])
         shrink = tl.exp2(peak - new_peak)
         weight = weight * shrink + tl.sum(p, 1)
         acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
@@ -87,7 +90,9 @@ def attend(
 
 
 def score_factors(scale: float, softcap: float | None) -> tuple[float, float]:
-    """`score_scale` and `softcap_log2` of `attend`."""
+    """`score_scale` and `softcap_log2` of `attend`; ValueError unless both are positive."""
+    if scale <= 0 or (softcap is not None and softcap <= 0):
+        raise ValueError(f"scale and softcap must be positive; they are {scale} and {softcap}")
     if softcap is None:
         return scale * LOG2_E, 0.0
     return scale / softcap, softcap * LOG2_E

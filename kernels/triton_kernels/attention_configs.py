@@ -95,5 +95,6 @@ def mixed_config(device: torch.device, head_dim: int, dtype: torch.dtype) -> Til
     else:
         rows, tile, num_warps = 64, 32, 4
     wgmma = facts.wgmma and dtype != torch.float32
-    stages = _stages(2 * tile * row_bytes, rows * row_bytes, facts.shared_memory, most=3, all_stored=wgmma)
+    fixed = rows * (row_bytes + tile * dtype.itemsize)  # queries and probabilities
+    stages = _stages(2 * tile * row_bytes, fixed, facts.shared_memory, most=3, all_stored=wgmma)
     return TileConfig(rows, tile, num_warps, stages)
