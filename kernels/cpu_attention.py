@@ -1,9 +1,10 @@
 """Paged attention on the CPU: `reference.paged_attention` with as few and as large operations as torch has.
 
 Keys and values are gathered by block and head in one indexed read, straight into the layout that the batched matrix
-product takes. Single-token queries (decode) are batched in buckets of similar length; those that share a long prefix
-read it once for all of them (the idea of Hydragen, Juravsky et al. 2024). Longer queries (prefill) run one by one
-through torch's fused attention. The grouping is made once a step and serves every layer.
+product takes. Requests with one query token (decode) or few (the rest of a cached prompt) are batched in buckets of
+similar length; those that share a long prefix read it once for all of them (the idea of Hydragen, Juravsky et al.
+2024). Longer queries (prefill) run one by one through torch's fused attention. The grouping is made once a step and
+serves every layer.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from appliance_kernels.metadata import AttentionMetadata
 
 # One more bucket costs about as much time as gathering and multiplying this many more padded tokens.
 BUCKET_COST_TOKENS = 1024
+# Requests with more query tokens than this run alone: their products are large enough.
+MAX_BATCHED_QUERIES = 64
 # A shared prefix is read apart from the rest when that saves at least this many tokens of gathering.
 MIN_SHARED_TOKENS = 1024
 
@@ -32,17 +35,19 @@ class _Rows:
 
 
 @dataclass(slots=True)
-class _Decode:
-    """Requests with one query token each."""
+class _Batch:
+    """B requests with up to c query tokens each, whose last one is repeated up to c."""
 
-    tokens: torch.Tensor  # [B] rows of q
+    tokens: torch.Tensor  # [B * c] rows of q
     rows: _Rows  # n blocks of each request, after the shared prefix if there is one
-    mask: torch.Tensor  # [B * Hk, 1, n * block_size]: 0 where the key is seen, -inf elsewhere
+    mask: (
+        torch.Tensor
+    )  # [B * Hk, c * heads per Hk, n * block_size]: 0 where the key is seen, -inf elsewhere; c = 1: one row
     prefix_rows: _Rows | None  # the blocks that all B requests begin with, once
 
 
 @dataclass(slots=True)
-class _Prefill:
+class _Alone:
     """One request that runs alone, q[start:end], over the keys `first_key:last_key` of its gathered blocks."""
 
     start: int
@@ -60,17 +65,18 @@ def paged_attention(
     """Shapes and meaning as `reference.paged_attention`; scores are rounded to q's dtype before the softmax."""
     plan = metadata.plans.get(sliding_window)
     if plan is None:
-        plan = metadata.plans[sliding_window] = _Planner(metadata, sliding_window, kv_cache.shape[2], q.dtype).plan()
-    decodes, prefills = plan
-    if len(decodes) == 1 and not prefills:
-        return _decode(q, kv_cache, decodes[0], scale)  # its order is the order of q: nothing to scatter
-    if len(prefills) == 1 and not decodes:
-        return _prefill(q, kv_cache, prefills[0], scale)
+        heads = (kv_cache.shape[2], q.shape[1] // kv_cache.shape[2])
+        plan = metadata.plans[sliding_window] = _Planner(metadata, sliding_window, heads, q.dtype).plan()
+    batches, alone = plan
+    if len(batches) == 1 and not alone and len(batches[0].tokens) == len(q):
+        return _attend_batch(q, kv_cache, batches[0], scale)  # its order is the order of q: nothing to scatter
+    if len(alone) == 1 and not batches:
+        return _attend_alone(q, kv_cache, alone[0], scale)
     out = torch.empty_like(q)
-    for group in decodes:
-        out[group.tokens] = _decode(q[group.tokens], kv_cache, group, scale)
-    for request in prefills:
-        out[request.start : request.end] = _prefill(q[request.start : request.end], kv_cache, request, scale)
+    for batch in batches:
+        out[batch.tokens] = _attend_batch(q[batch.tokens], kv_cache, batch, scale)
+    for request in alone:
+        out[request.start : request.end] = _attend_alone(q[request.start : request.end], kv_cache, request, scale)
     return out
 
 
@@ -82,33 +88,37 @@ def _gather(kv_cache: torch.Tensor, rows: _Rows) -> tuple[torch.Tensor, torch.Te
     return blocks.index_select(0, rows.keys).view(shape), blocks.index_select(0, rows.values).view(shape)
 
 
-def _decode(q: torch.Tensor, kv_cache: torch.Tensor, group: _Decode, scale: float) -> torch.Tensor:
-    """q [B, Hq, D] → [B, Hq, D]."""
-    batch, num_q_heads, head_dim = q.shape
+def _attend_batch(q: torch.Tensor, kv_cache: torch.Tensor, batch: _Batch, scale: float) -> torch.Tensor:
+    """q [B * c, Hq, D] → [B * c, Hq, D]. Heads that share keys are rows of one product, token by token."""
+    tokens, num_q_heads, head_dim = q.shape
     num_kv_heads = kv_cache.shape[2]
+    num_requests = batch.rows.batch
+    count = tokens // num_requests
     shared = num_q_heads // num_kv_heads
-    keys, values = _gather(kv_cache, group.rows)
-    queries = q.reshape(batch * num_kv_heads, shared, head_dim)
-    scores = torch.baddbmm(group.mask, queries, keys.transpose(1, 2), alpha=scale)
-    if group.prefix_rows is None:
-        return torch.bmm(scores.softmax(-1), values).view(batch, num_q_heads, head_dim)
+    keys, values = _gather(kv_cache, batch.rows)
+    by_request = (num_requests, num_kv_heads, count * shared)
+    by_product = (num_requests * num_kv_heads, count * shared, head_dim)
+    queries = q.reshape(num_requests, count, num_kv_heads, shared, head_dim).transpose(1, 2).reshape(by_product)
+    scores = torch.baddbmm(batch.mask, queries, keys.transpose(1, 2), alpha=scale)
+    if batch.prefix_rows is None:
+        out = torch.bmm(scores.softmax(-1), values)
+    else:
+        prefix_keys, prefix_values = _gather(kv_cache, batch.prefix_rows)  # [Hk, p * block_size, D]
+        length = prefix_keys.shape[1]
+        by_head = (num_kv_heads, num_requests * count * shared, head_dim)
+        prefix_queries = queries.reshape(*by_request, head_dim).transpose(0, 1).reshape(by_head) * scale
+        prefix_scores = torch.bmm(prefix_queries, prefix_keys.transpose(1, 2))
+        prefix_scores = prefix_scores.view(num_kv_heads, num_requests, count * shared, length).transpose(0, 1)
+        probabilities = torch.cat((prefix_scores, scores.view(*by_request, -1)), -1).softmax(-1)
+        out = torch.bmm(probabilities[..., length:].reshape(*by_product[:2], -1), values).view(*by_request, head_dim)
+        of_prefix = torch.bmm(probabilities[..., :length].transpose(0, 1).reshape(*by_head[:2], length), prefix_values)
+        out += of_prefix.view(num_kv_heads, num_requests, count * shared, head_dim).transpose(0, 1)
+    if count == 1:
+        return out.view(tokens, num_q_heads, head_dim)
+    return out.view(num_requests, num_kv_heads, count, shared, head_dim).transpose(1, 2).reshape(q.shape)
 
-    prefix_keys, prefix_values = _gather(kv_cache, group.prefix_rows)  # [Hk, p * block_size, D]
-    length = prefix_keys.shape[1]
-    by_head = (num_kv_heads, batch * shared)
-    queries = queries.view(batch, num_kv_heads, shared, head_dim).transpose(0, 1).reshape(*by_head, head_dim)
-    prefix_scores = torch.bmm(queries * scale, prefix_keys.transpose(1, 2))
-    prefix_scores = prefix_scores.view(num_kv_heads, batch, shared, length).transpose(0, 1)
-    own_scores = scores.view(batch, num_kv_heads, shared, -1)
-    probabilities = torch.cat((prefix_scores, own_scores), -1).softmax(-1)
-    of_prefix = probabilities[..., :length].transpose(0, 1).reshape(*by_head, length)
-    of_own = probabilities[..., length:].reshape(batch * num_kv_heads, shared, -1)
-    out = torch.bmm(of_prefix, prefix_values).view(num_kv_heads, batch, shared, head_dim).transpose(0, 1)
-    own = torch.bmm(of_own, values).view(batch, num_kv_heads, shared, head_dim)
-    return (out + own).reshape(batch, num_q_heads, head_dim)
 
-
-def _prefill(q: torch.Tensor, kv_cache: torch.Tensor, request: _Prefill, scale: float) -> torch.Tensor:
+def _attend_alone(q: torch.Tensor, kv_cache: torch.Tensor, request: _Alone, scale: float) -> torch.Tensor:
     """q [n, Hq, D] → [n, Hq, D]."""
     count, num_q_heads, head_dim = q.shape
     keys, values = (part[:, None, request.first_key : request.last_key] for part in _gather(kv_cache, request.rows))
@@ -133,31 +143,61 @@ def _prefill(q: torch.Tensor, kv_cache: torch.Tensor, request: _Prefill, scale: 
 class _Planner:
     """Groups the requests of one step for one sliding window (None: none)."""
 
-    def __init__(self, metadata: AttentionMetadata, window: int | None, num_kv_heads: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, metadata: AttentionMetadata, window: int | None, heads: tuple[int, int], dtype: torch.dtype
+    ) -> None:
+        """`heads`: (key/value heads, query heads for each of them)."""
         self.starts = np.asarray(metadata.query_start)
         self.lengths = np.asarray(metadata.seq_lens)
         self.counts = np.diff(self.starts)
         self.tables = metadata.block_tables.numpy()
         self.block_size = metadata.block_size
         self.window = window
-        self.num_kv_heads = num_kv_heads
+        self.num_kv_heads, self.heads_per_kv = heads
         self.dtype = dtype
         oldest = 0 if window is None else np.maximum(self.lengths - self.counts - window + 1, 0)
         self.first_keys = oldest + np.zeros_like(self.lengths)  # oldest key that any query of the request sees
         self.first_blocks = self.first_keys // self.block_size
         self.num_blocks = -(-self.lengths // self.block_size) - self.first_blocks
 
-    def plan(self) -> tuple[list[_Decode], list[_Prefill]]:
-        alone = list(np.flatnonzero(self.counts > 1))
-        decodes = []
-        requests = np.flatnonzero(self.counts == 1)
-        for group, prefix in _shared_prefixes(self.tables, requests, self.lengths, self.block_size, self.window):
-            for bucket in _buckets(group, self.num_blocks - prefix, self.block_size):
-                if len(bucket) == 1:
-                    alone.append(bucket[0])  # the fused attention beats a batch of one
-                else:
-                    decodes.append(self._decode(bucket, prefix))
-        return decodes, [self._prefill(int(r)) for r in alone]
+    def plan(self) -> tuple[list[_Batch], list[_Alone]]:
+        alone = list(np.flatnonzero(self.counts > MAX_BATCHED_QUERIES))
+        batches = []
+        widths = np.where(self.counts == 1, 1, np.maximum(2 ** np.ceil(np.log2(self.counts)).astype(np.int64), 8))
+        for width in np.unique(widths[widths <= MAX_BATCHED_QUERIES]):
+            for group, prefix in self._shared_prefixes(np.flatnonzero(widths == width)):
+                for bucket in _buckets(group, self.num_blocks - prefix, self.block_size):
+                    if len(bucket) == 1 and not prefix:
+                        alone.append(bucket[0])  # the fused attention beats a batch of one
+                    else:
+                        batches.append(self._batch(bucket, prefix, int(width)))
+        return batches, [self._alone(int(r)) for r in alone]
+
+    def _shared_prefixes(self, requests: np.ndarray) -> list[tuple[np.ndarray, int]]:
+        """Split `requests` into groups, each with the number of leading blocks that it shares and reads once."""
+        if self.window is not None or len(requests) < 2:
+            return [(requests, 0)]
+        groups: list[tuple[np.ndarray, int]] = []
+        rest = []
+        first_block = self.tables[requests, 0]
+        for block in np.unique(first_block):
+            members = requests[first_block == block]
+            # What every query sees whole: at least one key, the query's own, stays outside the prefix.
+            limit = int((self.lengths[members] - self.counts[members]).min()) // self.block_size
+            common = 0
+            if self._worth_sharing(len(members), limit):
+                same = (self.tables[members, :limit] == self.tables[members[0], :limit]).all(0)
+                common = limit if same.all() else int(same.argmin())
+            if self._worth_sharing(len(members), common):
+                groups.append((members, common))
+            else:
+                rest.append(members)
+        if rest:
+            groups.append((np.sort(np.concatenate(rest)), 0))
+        return groups
+
+    def _worth_sharing(self, num_requests: int, num_blocks: int) -> bool:
+        return (num_requests - 1) * num_blocks * self.block_size >= MIN_SHARED_TOKENS
 
     def _rows(self, blocks: np.ndarray) -> _Rows:
         """blocks [B, n]"""
@@ -174,7 +214,7 @@ class _Planner:
             hidden |= key_position <= position - self.window
         return hidden
 
-    def _decode(self, requests: np.ndarray, prefix: int) -> _Decode:
+    def _batch(self, requests: np.ndarray, prefix: int, width: int) -> _Batch:
         num_blocks = self.num_blocks[requests, None] - prefix
         first_blocks = self.first_blocks[requests, None] + prefix
         count = int(num_blocks.max())
@@ -182,15 +222,19 @@ class _Planner:
         columns = np.where(used, first_blocks + np.arange(count), 0)
         blocks = np.where(used, self.tables[requests[:, None], columns], 0)
         key_position = first_blocks * self.block_size + np.arange(count * self.block_size)
-        mask = self._mask(self._hidden(key_position, self.lengths[requests, None] - 1))
-        return _Decode(
-            tokens=torch.from_numpy(self.starts[requests].astype(np.int64)),
+        query = np.minimum(np.arange(width), self.counts[requests, None] - 1)  # [B, c], the last one repeated
+        position = (self.lengths - self.counts)[requests, None] + query
+        mask = self._mask(self._hidden(key_position[:, None, :], position[:, :, None]))
+        if width > 1:
+            mask = mask.repeat_interleave(self.heads_per_kv, 1)
+        return _Batch(
+            tokens=torch.from_numpy((self.starts[requests, None] + query).reshape(-1).astype(np.int64)),
             rows=self._rows(blocks),
-            mask=mask.repeat_interleave(self.num_kv_heads, 0).unsqueeze(1),
+            mask=mask.repeat_interleave(self.num_kv_heads, 0),
             prefix_rows=self._rows(self.tables[requests[:1], :prefix]) if prefix else None,
         )
 
-    def _prefill(self, r: int) -> _Prefill:
+    def _alone(self, r: int) -> _Alone:
         first_block, count, length = int(self.first_blocks[r]), int(self.counts[r]), int(self.lengths[r])
         base = first_block * self.block_size
         first_key = int(self.first_keys[r])
@@ -200,7 +244,7 @@ class _Planner:
         if not plain:
             position = np.arange(length - count, length)[:, None]
             mask = self._mask(self._hidden(np.arange(first_key, length)[None, :], position))
-        return _Prefill(
+        return _Alone(
             start=int(self.starts[r]),
             end=int(self.starts[r + 1]),
             rows=self._rows(self.tables[r : r + 1, first_block : first_block + int(self.num_blocks[r])]),
@@ -209,33 +253,6 @@ class _Planner:
             mask=mask,
             causal=plain and count > 1,
         )
-
-
-def _shared_prefixes(
-    tables: np.ndarray, requests: np.ndarray, lengths: np.ndarray, block_size: int, window: int | None
-) -> list[tuple[np.ndarray, int]]:
-    """Split `requests` into groups, each with the number of leading blocks it shares and reads once (0: none)."""
-    if window is not None or len(requests) < 2:
-        return [(requests, 0)] if len(requests) else []
-    groups: list[tuple[np.ndarray, int]] = []
-    alone = []
-    first_block = tables[requests, 0]
-    for block in np.unique(first_block):
-        members = requests[first_block == block]
-        if (len(members) - 1) * (int(lengths[members].min()) - 1) < MIN_SHARED_TOKENS:
-            alone.append(members)
-            continue
-        # The newest token's block is its own: at least one key stays outside the prefix.
-        limit = (int(lengths[members].min()) - 1) // block_size
-        same = (tables[members, :limit] == tables[members[0], :limit]).all(0)
-        common = limit if same.all() else int(same.argmin())
-        if (len(members) - 1) * common * block_size < MIN_SHARED_TOKENS:
-            alone.append(members)
-        else:
-            groups.append((members, common))
-    if alone:
-        groups.append((np.sort(np.concatenate(alone)), 0))
-    return groups
 
 
 def _buckets(requests: np.ndarray, num_blocks: np.ndarray, block_size: int) -> list[np.ndarray]:

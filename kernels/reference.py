@@ -142,3 +142,146 @@ def paged_attention(
         probabilities = scores.masked_fill(hidden, -torch.inf).softmax(-1)
         out[start:end] = torch.einsum("hqk,hkd->qhd", probabilities, values).to(q.dtype)
     return out
+
+
+def sample(
+    logits: torch.Tensor,
+    temperature: torch.Tensor,
+    top_k: torch.Tensor,
+    top_p: torch.Tensor,
+    min_p: torch.Tensor,
+    draws: torch.Tensor,
+) -> torch.Tensor:
+    """One token for each row of logits [N, V], in float64. All parameters [N]; `draws` are numbers in [0, 1).
+
+    Temperature (0: greedy) scales first, then min-p, top-k (0: all) and top-p (Holtzman et al. 2020) cut, each over what
+    the one before left, renormalized; the most likely token always stays. The cumulative distribution is inverted at
+    the draw: in the order of the ids, or with top-k or top-p most likely first, lowest id first among equals.
+    Returns [N] int64.
+    """
+    tokens = []
+    for x, heat, k, p, floor, draw in zip(
+        logits.double(), *(v.tolist() for v in (temperature, top_k, top_p, min_p, draws)), strict=True
+    ):
+        if heat == 0.0:
+            tokens.append(int(x.argmax()))
+            continue
+        probability = (x / heat).softmax(-1)
+        probability[probability < floor * probability.max()] = 0.0
+        order = torch.arange(len(x), device=x.device)
+        if k > 0 or p < 1.0:
+            order = x.argsort(descending=True, stable=True)
+            probability = probability[order]
+            if k > 0:
+                probability[k:] = 0.0
+            if p < 1.0:
+                before = probability.cumsum(0) - probability
+                beyond = before >= p * probability.sum()
+                beyond[0] = False
+                probability[beyond] = 0.0
+        cumulative = probability.cumsum(0)
+        index = int(torch.searchsorted(cumulative, draw * cumulative[-1], right=True))
+        tokens.append(int(order[min(index, int(probability.nonzero()[-1]))]))
+    return torch.tensor(tokens, dtype=torch.int64, device=logits.device)
+
+
+def token_logprobs(
+    logits: torch.Tensor, tokens: torch.Tensor, top: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Natural logarithms of the softmax of logits [N, V], before temperature, penalties and constraints.
+
+    Returns that of `tokens` [N]; its rank [N], 1 for the most likely; the `top` largest [N, top], descending, and their
+    ids, lowest first among equals.
+    """
+    logprobs = logits.float().log_softmax(-1)
+    own = logprobs.gather(1, tokens.long().unsqueeze(1))
+    ranks = (logits > logits.gather(1, tokens.long().unsqueeze(1))).sum(-1) + 1
+    ids = logits.float().argsort(dim=-1, descending=True, stable=True)[:, :top]
+    return own.squeeze(1), ranks, logprobs.gather(1, ids), ids
+
+
+def edit_logits(
+    logits: torch.Tensor, rows: torch.Tensor, tokens: torch.Tensor, addends: torch.Tensor, restricted: torch.Tensor
+) -> None:
+    """Add `addends` [E] float32 (-inf: a ban) to logits[rows, tokens] [E], in place, within logits' finite range.
+
+    Rows `restricted` [R] keep only the tokens that are listed for them. A negative row edits nothing.
+    """
+    real = rows >= 0
+    row, token = rows[real].long(), tokens[real].long()
+    edited = (logits[row, token].float() + addends[real]).clamp(max=torch.finfo(logits.dtype).max).to(logits.dtype)
+    logits[restricted[restricted >= 0].long()] = -torch.inf
+    logits[row, token] = edited
+
+
+def apply_penalties(
+    logits: torch.Tensor,
+    repetition: torch.Tensor,
+    presence: torch.Tensor,
+    frequency: torch.Tensor,
+    texts: list[torch.Tensor],
+    prompt_lengths: list[int],
+) -> None:
+    """Penalize in place, in each row of logits [N, V], the tokens of its text so far, within logits' finite range.
+
+    Repetition (Keskar et al. 2019) divides positive and multiplies negative logits of all tokens; presence is
+    subtracted once, and frequency as often as it occurs, for generated tokens. Parameters [N] float32, one text of ids
+    a row.
+    """
+    for row, (text, prompt) in enumerate(zip(texts, prompt_lengths, strict=True)):
+        seen = text.long().unique()
+        value = logits[row, seen].float()
+        value = torch.where(value > 0, value / repetition[row], value * repetition[row])
+        times = torch.bincount(text[prompt:].long(), minlength=logits.shape[1])[seen]
+        value -= torch.where(times > 0, presence[row] + frequency[row] * times, 0.0)
+        logits[row, seen] = value.clamp(max=torch.finfo(logits.dtype).max).to(logits.dtype)
+
+
+def decode_inputs(
+    rows: torch.Tensor,
+    last_token: torch.Tensor,
+    num_tokens: torch.Tensor,
+    block_table: torch.Tensor,
+    block_size: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(input ids, positions, slots, lengths), each [B], of the newest token of each of `rows` [B].
+
+    State, one row a request: last_token, num_tokens, block_table [rows, columns]. A row that is negative or has no
+    tokens is padding: token 0, position 0, slot -1, length 0.
+    """
+    lengths = torch.where(rows >= 0, num_tokens[rows.clamp(min=0)], 0).long()
+    real = lengths > 0
+    row, position = torch.where(real, rows, 0).long(), torch.where(real, lengths - 1, 0)
+    slots = block_table[row, position // block_size].long() * block_size + position % block_size
+    return torch.where(real, last_token[row], 0).long(), position, torch.where(real, slots, -1), lengths
+
+
+def token_inputs(
+    rows: torch.Tensor, positions: torch.Tensor, token_ids: torch.Tensor, block_table: torch.Tensor, block_size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(input ids, slots), each [T], of the tokens at `positions` [T] of requests `rows` [T]; negative rows are padding
+    and get token 0, slot -1. token_ids [rows, max_len], block_table [rows, columns]."""
+    real = rows >= 0
+    row, position = torch.where(real, rows, 0).long(), torch.where(real, positions, 0)
+    slots = block_table[row, position // block_size].long() * block_size + position % block_size
+    return torch.where(real, token_ids[row, position], 0).long(), torch.where(real, slots, -1)
+
+
+def append_tokens(
+    rows: torch.Tensor,
+    sampled: torch.Tensor,
+    last_token: torch.Tensor,
+    num_tokens: torch.Tensor,
+    token_ids: torch.Tensor | None = None,
+) -> None:
+    """Remember the `sampled` [B] token of each of `rows` [B], in place; padding as in `decode_inputs`.
+
+    A full row of token_ids takes no more.
+    """
+    real = (rows >= 0) & (num_tokens[rows.clamp(min=0)] > 0)
+    row, token = rows[real].long(), sampled[real]
+    last_token[row] = token.to(last_token.dtype)
+    if token_ids is not None:
+        fits = num_tokens[row] < token_ids.shape[1]
+        token_ids[row[fits], num_tokens[row[fits]].long()] = token[fits].to(token_ids.dtype)
+    num_tokens[row] += 1

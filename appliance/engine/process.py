@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import signal
 import sys
 import time
@@ -39,10 +38,6 @@ BuildCore = Callable[[Settings, ReportPhase, OnTrace], tuple[EngineCore, EngineR
 def main(arguments: list[str] | None = None, build: BuildCore = build_core) -> int:
     """Run an engine until SIGTERM; `build` makes its core. Returns the exit code."""
     options = _parse(arguments)
-    # torch's threads spin while they wait for each other, and read this when torch is imported. The server needs the
-    # processor too: whenever one thread of a step has to wait for it, all others would spin for a whole time slice,
-    # some hundred times a step.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if options.parent_pid is not None:
         die_with_parent(options.parent_pid)
     for signum in (signal.SIGTERM, signal.SIGINT):

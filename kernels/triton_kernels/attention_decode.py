@@ -33,7 +33,12 @@ def first_token(length, shared, window, HAS_WINDOW: tl.constexpr, HAS_SHARED: tl
     return first
 
 
-@triton.jit(do_not_specialize=["num_requests", "num_programs", "min_tiles", "window"])
+# Nothing that changes from step to step is specialized, not even by alignment: a new variant would be compiled while
+# requests wait.
+@triton.jit(
+    do_not_specialize=["num_requests", "num_programs", "min_tiles", "window"],
+    do_not_specialize_on_alignment=["seq_lens", "shared_lens", "tile_start", "first_request", "tiles_per_program"],
+)
 def plan_kernel(
     seq_lens,
     shared_lens,
@@ -134,7 +139,14 @@ def finish(
 
 @triton.jit(
     do_not_specialize=["num_requests", "num_prefix_splits", "window", "table_stride"],
-    do_not_specialize_on_alignment=["tables", "seq_lens", "shared_lens", "tile_start", "first_request"],
+    do_not_specialize_on_alignment=[
+        "tables",
+        "seq_lens",
+        "shared_lens",
+        "tile_start",
+        "first_request",
+        "tiles_per_program",
+    ],
 )
 def decode_kernel(
     q,
@@ -179,7 +191,7 @@ def decode_kernel(
     part = tl.load(tiles_per_program)
     begin = program * part
     end = tl.minimum(begin + part, tl.load(tile_start + num_requests) * NUM_KV_HEADS)
-    request = tl.load(first_request + program, mask=begin < end, other=0)
+    request = tl.load(first_request + program)  # of a program without a part: anything, and not used
 
     row = tl.arange(0, ROWS)
     dim = tl.arange(0, DIM_PAD)

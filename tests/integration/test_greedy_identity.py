@@ -116,7 +116,7 @@ def test_requests_that_share_a_cold_prefix_compute_it_once(demo_model_fp32, refe
 
 def test_logprobs_of_output_and_prompt_agree(demo_model_fp32, reference, prompts):
     params = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True, seed=0, logprobs=3, prompt_logprobs=2)
-    core = build(demo_model_fp32, kv_tokens=32768, max_num_batched_tokens=200)
+    core = build(demo_model_fp32, kv_tokens=32768, max_num_batched_tokens=200, max_num_seqs=64)
     for prompt, result in zip(prompts, run(core, prompts, params), strict=True):
         want = reference_logprobs(reference, prompt, result.token_ids)
         found = [*result.prompt_logprobs, *result.logprobs]

@@ -47,17 +47,24 @@ def test_every_head_shape_matches_the_reference(head_dim, heads):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_shared_prefix_is_read_apart_and_changes_nothing(dtype):
-    requests = [(1, 330 + 7 * i) for i in range(6)] + [(3, 340)]
+    requests = (
+        [(1, 330 + 7 * i) for i in range(6)]
+        + [(3 + i, 370 + i) for i in range(6)]
+        + [(9, 380), (12, 390)]
+        + [(66, 400)]
+    )
     metadata = compare(requests, shared_blocks=20, dtype=dtype)
-    decodes, prefills = metadata.plans[None]
-    assert any(group.prefix_rows is not None for group in decodes)
-    assert len(prefills) == 1
+    batches, alone = metadata.plans[None]
+    assert [batch.prefix_rows is not None for batch in batches] == [True, True, False], (
+        "1, 8 and 16 queries wide; too few share the last"
+    )
+    assert len(alone) == 1
 
 
 def test_lengths_far_apart_are_not_padded_to_the_longest():
     metadata = compare([(1, 2000), (1, 1900)] + [(1, 20 + i) for i in range(8)])
-    decodes, _ = metadata.plans[None]
-    padded = sum(group.mask.shape[0] // 2 * group.mask.shape[-1] for group in decodes)
+    batches, _ = metadata.plans[None]
+    padded = sum(batch.mask.shape[0] // 2 * batch.mask.shape[-1] for batch in batches)
     assert padded < 2 * (3900 + 10 * 40)
 
 
