@@ -35,9 +35,8 @@ def engine_environment() -> dict[str, str]:
     Both are read before any of our code runs in the new process. Measured in docs/performance.md.
     """
     return {
-        # torch's threads wait for each other some hundred times a step. Asleep, they wake too slowly; spinning for as long
-        # as libgomp does by default, they keep the processor from the server. 5000 turns are about a tenth of a
-        # millisecond.
+        # torch's threads wait for each other some hundred times a step. Asleep, they wake too slowly; spinning for as
+        # long as libgomp does by default, they keep the processor from the server. 5000 turns are about 0.1 ms.
         "OMP_WAIT_POLICY": "ACTIVE",
         "GOMP_SPINCOUNT": "5000",
         # Weights are streamed through once a step: with pages of 2 MiB that takes an eighth less time.
