@@ -27,7 +27,7 @@ async def find_model(session: aiohttp.ClientSession, base_url: str, wanted: str 
     status, body = await _get(session, f"{base_url}/v1/models")
     if status in (401, 403):
         raise PreflightError(
-            f"{base_url} refuses the API key ({_message(body)}) Give a valid one with --api-key, or in the environment "
+            f"{base_url} refuses the request: {_message(body)} Give a valid key with --api-key, or in the environment "
             "variable PAGEBOX_API_KEY"
         )
     names = _model_names(body) if status == 200 else None
@@ -41,7 +41,7 @@ async def find_model(session: aiohttp.ClientSession, base_url: str, wanted: str 
     if not names:
         raise PreflightError(f"{base_url} has no model")
     if wanted is not None and wanted not in names:
-        raise PreflightError(f"{base_url} has no model {wanted!r}, only {', '.join(names)}{suggestion(wanted, names)}")
+        raise PreflightError(f"{base_url} has no model {wanted!r}, but {', '.join(names)}{suggestion(wanted, names)}")
     return wanted or names[0]
 
 
@@ -73,7 +73,9 @@ async def _get(session: aiohttp.ClientSession, url: str) -> tuple[int, Any]:
 def _reason(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
         return f"nothing came within {_TIMEOUT.total:.0f} s"
-    return os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+    if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
+        return os.strerror(error.errno)  # aiohttp's own words repeat the address as a tuple
+    return str(getattr(error, "strerror", None) or error)
 
 
 def _model_names(body: Any) -> Sequence[str] | None:

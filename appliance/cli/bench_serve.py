@@ -91,15 +91,19 @@ def run(options: argparse.Namespace) -> int:
     if mistake := _mistake(options):
         print(f"pagebox bench serve: {mistake}.", file=sys.stderr)
         return 2
+    import uvloop
+
     from appliance.bench.preflight import PreflightError
     from appliance.bench.vocabulary import VocabularyError
     from appliance.bench.workload import WorkloadError
     from appliance.text.tokenizer_files import TokenizerLoadError
 
     try:
-        return asyncio.run(_measure(options))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(_measure(options))
     except (PreflightError, VocabularyError, WorkloadError, TokenizerLoadError) as error:
-        print(f"pagebox bench serve: {str(error).rstrip('.')}.", file=sys.stderr)
+        text = str(error)
+        print(f"pagebox bench serve: {text}{'' if text.endswith(('.', '?')) else '.'}", file=sys.stderr)
         return 1
 
 
