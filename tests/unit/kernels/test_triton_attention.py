@@ -15,8 +15,13 @@ pytest.importorskip("triton")
 
 from appliance_kernels import reference
 from appliance_kernels.metadata import AttentionMetadata
+from appliance_kernels.triton_kernels import attention_decode, attention_mixed
 from appliance_kernels.triton_kernels.attention_configs import DecodeConfig, TileConfig, decode_config, mixed_config
-from appliance_kernels.triton_kernels.attention_decode import decode_attention, decode_workspace, plan_decode
+from appliance_kernels.triton_kernels.attention_decode import (
+    decode_attention,
+    decode_workspace,
+    plan_decode,
+)
 from appliance_kernels.triton_kernels.attention_mixed import mixed_attention
 from appliance_kernels.triton_kernels.attention_shared_prefix import (
     shared_prefix_decode_attention,
@@ -257,6 +262,17 @@ def test_rows_past_the_last_request_are_not_written():
     )
     assert_close(out[:5], batch.reference())
     assert out[5:].isnan().all()
+
+
+def test_more_requests_than_are_looked_at_at_once(monkeypatch):
+    monkeypatch.setattr(attention_decode, "PLAN_CHUNK", 4)
+    monkeypatch.setattr(attention_mixed, "SEARCH_CHUNK", 4)
+    check_decode([1 + 9 * r % 50 for r in range(11)], heads=(1, 1), head_dim=16)
+    check_mixed([(1 + r % 3, 3 + 9 * r % 50) for r in range(11)], heads=(1, 1), head_dim=16)
+
+
+def test_query_tiles_that_begin_at_any_place_in_a_key_tile():
+    check_mixed([(3, 31 + i) for i in range(6)], heads=(1, 1), head_dim=16)
 
 
 @pytest.mark.parametrize("window", [None, 100, 20])
