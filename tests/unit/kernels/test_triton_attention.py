@@ -280,6 +280,11 @@ def test_a_shared_prefix_is_added_to_what_is_each_requests_own(window):
     check_shared([65, 81, 100, 130, 66], 4, window=window)
 
 
+@pytest.mark.parametrize("splits", [1, 2])
+def test_a_window_that_begins_within_the_shared_prefix(splits):
+    check_shared([97, 113, 120], 6, window=40, splits=splits)
+
+
 def test_requests_that_share_nothing_are_right_beside_those_that_do():
     check_shared([50, 81, 64, 49], 3, alone=(1, 2), softcap=5.0)
 
