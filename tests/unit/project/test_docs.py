@@ -133,6 +133,13 @@ def test_every_full_name_is_in_the_source(page: Path) -> None:
     assert [name for name in sorted(names) if not exists(name)] == []
 
 
+def test_a_name_that_is_not_in_the_source_is_noticed() -> None:
+    assert exists("appliance.engine.scheduler.Scheduler.schedule")
+    assert exists("appliance_kernels.ops.paged_attention")
+    assert not exists("appliance.engine.scheduler.Scheduler.reschedule")
+    assert not exists("appliance.engine.planner")
+
+
 @on_every_page
 def test_every_class_member_and_module_function_is_in_the_source(page: Path) -> None:
     by_stem = {name.rpartition(".")[2]: name for name in modules()}
