@@ -154,9 +154,9 @@ def sample(
 ) -> torch.Tensor:
     """One token for each row of logits [N, V], in float64. All parameters [N]; `draws` are numbers in [0, 1).
 
-    Temperature (0: greedy) scales first, then min-p, top-k (0: all) and top-p (Holtzman et al. 2020) cut, each over what
-    the one before left, renormalized; the most likely token always stays. The cumulative distribution is inverted at
-    the draw: in the order of the ids, or with top-k or top-p most likely first, lowest id first among equals.
+    Temperature (0: greedy) scales first, then min-p, top-k (0: all) and top-p (Holtzman et al. 2020) cut, each over
+    what the one before left, renormalized; the most likely token always stays. The cumulative distribution is inverted
+    at the draw: in the order of the ids, or with top-k or top-p most likely first, lowest id first among equals.
     Returns [N] int64.
     """
     tokens = []
