@@ -32,7 +32,7 @@ help: ## list the targets
 	@awk -F ': .*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 serve: $(SERVE_STAMP) ## serve a small real model on 127.0.0.1 (PORT=8000)
-	@model="$$($(BIN)/pagebox model pull demo)"; exec $(BIN)/python scripts/serve_demo.py "$$model" "$(PORT)"
+	@model="$$($(BIN)/pagebox model pull demo)"; exec $(BIN)/python packaging/serve_demo.py "$$model" "$(PORT)"
 
 test: $(DEV_STAMP) ## lint, types, and all tests
 	$(BIN)/ruff check .

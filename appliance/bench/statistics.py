@@ -24,6 +24,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from appliance.bench.client import Record
 
@@ -106,11 +107,7 @@ def summarize(records: Sequence[Record]) -> Summary:
     """The numbers of a run that sent at least one request."""
     good = [record for record in records if record.error is None]
     begun = [record for record in good if record.chunk_times]
-    gaps = (
-        later - earlier
-        for record in begun
-        for earlier, later in zip(record.chunk_times, record.chunk_times[1:], strict=False)
-    )
+    gaps = (later - earlier for record in begun for earlier, later in pairwise(record.chunk_times))
     prompts = [record.prompt_tokens for record in good if record.prompt_tokens is not None]
     return Summary(
         completed=len(good),

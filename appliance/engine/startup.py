@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from appliance.config import SchedulingSettings, Settings
 from appliance.engine.core import EngineCore
@@ -16,6 +16,7 @@ from appliance.engine.kv_cache_plan import DEFAULT_CPU_CACHE_BYTES, KVCachePlan,
 from appliance.engine.scheduler import Scheduler
 from appliance.engine.scheduler_config import SchedulerConfig
 from appliance.engine.startup_errors import SettingsRefused, StartupError
+from appliance.models.facts import ModelFacts
 from appliance.protocol.wire import EngineReady, Phase, TraceEvent
 
 if TYPE_CHECKING:
@@ -72,9 +73,9 @@ def _build(settings: Settings, report: ReportPhase, on_trace: OnTrace | None) ->
         settings.memory,
         block_size=settings.memory.block_size or CPU_BLOCK_SIZE,
         bytes_per_token=facts.kv_bytes_per_token(dtype.itemsize),
-        model_max_len=facts.max_model_len,
+        model_max_len=_model_max_len(settings, facts),
         max_model_len=model.max_model_len,
-        usable_bytes=_usable_bytes(settings, facts.weight_bytes(dtype.itemsize)),
+        usable_bytes=_usable_bytes(settings, _weight_bytes(facts, config, dtype)),
     )
     scheduler_config = _scheduler_config(settings.scheduling, plan, eos_token_ids(location, config))
 
@@ -161,6 +162,21 @@ def _scheduler_config(scheduling: SchedulingSettings, plan: KVCachePlan, eos: fr
         )
     except ValueError as error:
         raise SettingsRefused(str(error)) from error
+
+
+def _model_max_len(settings: Settings, facts: ModelFacts) -> int:
+    longest: int = facts.max_model_len
+    windows = [window for window in facts.sliding_windows if window is not None]
+    if settings.features.disable_sliding_window and windows:
+        longest = min(longest, *windows)  # as long as nothing has left a window, it is full attention
+    return longest
+
+
+def _weight_bytes(facts: ModelFacts, config: Any, dtype: torch.dtype) -> int:
+    """What the weights take once loaded: an output head that shares the embedding gets a copy in its own layout."""
+    copied = facts.vocab_size * facts.hidden_size if config.tie_word_embeddings else 0
+    total: int = facts.weight_bytes(dtype.itemsize) + copied * dtype.itemsize
+    return total
 
 
 def _usable_bytes(settings: Settings, weight_bytes: int) -> int:

@@ -11,7 +11,7 @@ PREFLIGHT_SECONDS = 600
 
 
 def cors_middleware(allowed_origins: Sequence[str]) -> Middleware:
-    """Answers preflights; `with_cors_headers` marks the other responses."""
+    """Answers preflights; the other responses are marked where their headers are made."""
 
     @web.middleware
     async def preflight(request: web.Request, handler: Handler) -> web.StreamResponse:

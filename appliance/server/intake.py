@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import msgspec
 
 from appliance.config import Settings
+from appliance.protocol.fan_out import fan_out
 from appliance.protocol.openai.common import GenerationRequest
 from appliance.protocol.sampling_params import ParameterError, SamplingParams
 from appliance.protocol.wire import AddRequest, EngineReady
 from appliance.server.errors import bad_request
 from appliance.server.generation import Sequence
-from appliance.server.sampling import fan_out
 from appliance.text.sequence import SequenceStream
 from appliance.text.tokenizer import Tokenizer
 

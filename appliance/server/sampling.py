@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import secrets
 from typing import TypeVar
-
-import msgspec
 
 from appliance.protocol.openai.common import GenerationRequest
 from appliance.protocol.sampling_params import SamplingParams
 
 T = TypeVar("T")
-
-SEED_LIMIT = 2**64
 
 
 def sampling_params(
@@ -45,13 +40,6 @@ def sampling_params(
         spaces_between_special_tokens=_or(request.spaces_between_special_tokens, True),
         include_stop_str_in_output=_or(request.include_stop_str_in_output, False),
     )
-
-
-def fan_out(params: SamplingParams) -> list[SamplingParams]:
-    """The parameters of each of the `n` sequences: one seed each, the given one and those that follow it."""
-    first = secrets.randbits(63) if params.seed is None else params.seed
-    seeds = [seed if seed < SEED_LIMIT else seed - SEED_LIMIT for seed in range(first, first + params.n)]
-    return [msgspec.structs.replace(params, n=1, seed=seed) for seed in seeds]
 
 
 def _or(value: T | None, default: T) -> T:

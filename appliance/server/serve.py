@@ -54,9 +54,10 @@ async def serve(settings: Settings, *, on_listening: Callable[[str], None] | Non
             await stop.wait()
             await _first_of(server.drain(), hurry.wait())
         finally:
+            # the engine first: streams that still run end with an error from it instead of a cut connection
+            await supervisor.stop()
             await server.stop()
             await client.close()
-            await supervisor.stop()
 
 
 async def _first_of(*waits: Coroutine[object, object, object]) -> None:

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from appliance.protocol.sampling_params import SamplingParams
 from tests.support.engine_runs import assert_greedy, build, reference_logprobs, run
-from tests.support.tiny_models import FAMILIES, tiny_model
+from tests.support.tiny_models import FAMILIES, WINDOW, tiny_model
 
 NUM_PROMPTS = 64
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True, seed=0)
@@ -148,3 +148,11 @@ def test_every_family_alone_batched_chunked_shared_and_preempted(family, tmp_pat
     tight = build(tmp_path, **(settings | {"kv_tokens": 112}))
     assert tokens_of(run(tight, prompts, GREEDY)) == expected
     assert tight.stats().num_preemptions > 0
+
+
+def test_disable_sliding_window_serves_no_more_than_the_window(tmp_path):
+    tiny_model("mistral").save_pretrained(tmp_path)
+    core = build(tmp_path, kv_tokens=128, block_size=8, disable_sliding_window=True)
+    short, too_long = run(core, [[3] * 5, [3] * 40], GREEDY)
+    assert short.finish_reason == "length" and len(short.token_ids) == WINDOW - 5
+    assert too_long.error is not None and f"max_model_len ({WINDOW})" in too_long.error

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from appliance.protocol.fan_out import fan_out
 from appliance.protocol.openai.chat import ChatCompletionRequest
 from appliance.protocol.openai.common import GenerationRequest
 from appliance.protocol.openai.completions import CompletionRequest
@@ -18,7 +19,7 @@ from appliance.protocol.sampling_params import SamplingParams
 from appliance.server.auth import ApiKeys
 from appliance.server.errors import ApiError
 from appliance.server.request_record import request_id_of
-from appliance.server.sampling import fan_out, sampling_params
+from appliance.server.sampling import sampling_params
 
 JSON: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

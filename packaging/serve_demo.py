@@ -63,8 +63,8 @@ def is_ready(port: int) -> bool:
 
 def how_to_talk_to_it(port: int, key: str) -> str:
     url = f"http://{HOST}:{port}/v1"
-    question = [{"role": "user", "content": "What is the capital of France?"}]
-    body = json.dumps({"model": NAME, "messages": question, "temperature": 0})
+    question = [{"role": "user", "content": "Where does the sun rise?"}]
+    body = json.dumps({"model": NAME, "messages": question, "temperature": 0, "max_tokens": 60})
     return f"""
   URL    {url}
   Key    {key}
