@@ -142,6 +142,8 @@ class Run:
 
 def main() -> int:
     options = _options()
+    # Otherwise SIGTERM ends this process without the `finally` that ends the servers.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     vocabulary = asyncio.run(Vocabulary.of(LocalCounter(Tokenizer.load(options.model))))
     servers = _servers(options.model)
     runs: list[Run] = []
@@ -163,6 +165,8 @@ def main() -> int:
                     _say(runs[-1])
     table = [_compared(name, runs, servers) for name in options.workloads]
     _print_table(table, servers)
+    if options.scale != 1:
+        print(f"Only {options.scale:g} of the requests were sent: this proves that it works, and compares nothing.")
     if options.json is not None:
         options.json.write_text(json.dumps(_result(options, table, runs, servers), indent=2) + "\n", encoding="utf-8")
     return 0
