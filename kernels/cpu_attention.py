@@ -20,7 +20,7 @@ from appliance_kernels.metadata import AttentionMetadata
 # One more bucket costs about as much time as gathering and multiplying this many more padded tokens.
 BUCKET_COST_TOKENS = 1024
 # Requests with more query tokens than this run alone: their products are large enough.
-MAX_BATCHED_QUERIES = 64
+MAX_BATCHED_QUERIES = 256
 # A shared prefix is read apart from the rest when that saves at least this many tokens of gathering.
 MIN_SHARED_TOKENS = 1024
 
@@ -29,8 +29,7 @@ MIN_SHARED_TOKENS = 1024
 class _Rows:
     """Where keys and values of B requests lie in the cache seen as rows of block_size * D, one per block and head."""
 
-    keys: torch.Tensor  # [B * Hk * n]
-    values: torch.Tensor
+    index: torch.Tensor  # [2 * B * Hk * n]: all keys, then all values
     batch: int
 
 
@@ -84,8 +83,8 @@ def _gather(kv_cache: torch.Tensor, rows: _Rows) -> tuple[torch.Tensor, torch.Te
     """Keys and values, each [B * Hk, n * block_size, D], contiguous."""
     _, _, num_kv_heads, block_size, head_dim = kv_cache.shape
     blocks = kv_cache.view(-1, block_size * head_dim)
-    shape = (rows.batch * num_kv_heads, -1, head_dim)
-    return blocks.index_select(0, rows.keys).view(shape), blocks.index_select(0, rows.values).view(shape)
+    gathered = blocks.index_select(0, rows.index).view(2, rows.batch * num_kv_heads, -1, head_dim)
+    return gathered[0], gathered[1]
 
 
 def _attend_batch(q: torch.Tensor, kv_cache: torch.Tensor, batch: _Batch, scale: float) -> torch.Tensor:
@@ -202,8 +201,8 @@ class _Planner:
     def _rows(self, blocks: np.ndarray) -> _Rows:
         """blocks [B, n]"""
         first = blocks.astype(np.int64)[:, None, :] * (2 * self.num_kv_heads)  # head 0's keys
-        keys = torch.from_numpy((first + np.arange(self.num_kv_heads)[None, :, None]).reshape(-1))
-        return _Rows(keys, keys + self.num_kv_heads, len(blocks))
+        keys = (first + np.arange(self.num_kv_heads)[None, :, None]).reshape(-1)
+        return _Rows(torch.from_numpy(np.concatenate((keys, keys + self.num_kv_heads))), len(blocks))
 
     def _mask(self, hidden: np.ndarray) -> torch.Tensor:
         return torch.zeros(hidden.shape, dtype=self.dtype).masked_fill_(torch.from_numpy(hidden), -torch.inf)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from appliance.models.layers.base import Layer, new_weight
-from appliance_kernels.ops import add_rms_norm, rms_norm
+from appliance_kernels.ops import add_rms_norm, pack_norm_weight, rms_norm
 
 
 class RMSNorm(Layer):
@@ -16,15 +16,14 @@ class RMSNorm(Layer):
         self.eps = eps
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return rms_norm(x, self.weight, self.eps)
+        return rms_norm(x, self.packed, self.eps)
 
     def finalize_weights(self) -> None:
-        # the product with it is in float32: converting it once spares that in every step
-        self.weight = torch.nn.Parameter(self.weight.data.float(), requires_grad=False)
+        self.packed = pack_norm_weight(self.weight.data)
 
     def add(self, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(norm of x + residual, x + residual)"""
-        return add_rms_norm(x, residual, self.weight, self.eps)
+        return add_rms_norm(x, residual, self.packed, self.eps)
 
 
 class OffsetRMSNorm(RMSNorm):
@@ -32,3 +31,4 @@ class OffsetRMSNorm(RMSNorm):
 
     def finalize_weights(self) -> None:
         self.weight = torch.nn.Parameter(1.0 + self.weight.data.float(), requires_grad=False)
+        super().finalize_weights()

@@ -51,7 +51,7 @@ def test_a_shared_prefix_is_read_apart_and_changes_nothing(dtype):
         [(1, 330 + 7 * i) for i in range(6)]
         + [(3 + i, 370 + i) for i in range(6)]
         + [(9, 380), (12, 390)]
-        + [(66, 400)]
+        + [(300, 400)]
     )
     metadata = compare(requests, shared_blocks=20, dtype=dtype)
     batches, alone = metadata.plans[None]
