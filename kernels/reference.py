@@ -144,6 +144,33 @@ def paged_attention(
     return out
 
 
+def sampling_distribution(
+    logits: torch.Tensor, temperature: float, top_k: int, top_p: float, min_p: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a token is drawn from, given logits [V] and a temperature above 0: an order of the ids [V] and, in it, their
+    cumulative probabilities [V] float64, which end at 1.
+
+    Temperature scales first, then min-p, top-k (0: all) and top-p (Holtzman et al. 2020) cut, each over what the one
+    before left, renormalized; the most likely token always stays. The order is that of the ids, or with top-k or top-p
+    most likely first, lowest id first among equals.
+    """
+    probability = (logits.double() / temperature).softmax(-1)
+    probability[probability < min_p * probability.max()] = 0.0
+    order = torch.arange(len(logits), device=logits.device)
+    if top_k > 0 or top_p < 1.0:
+        order = logits.double().argsort(descending=True, stable=True)
+        probability = probability[order]
+        if top_k > 0:
+            probability[top_k:] = 0.0
+        if top_p < 1.0:
+            before = probability.cumsum(0) - probability
+            beyond = before >= top_p * probability.sum()
+            beyond[0] = False
+            probability[beyond] = 0.0
+    cumulative = probability.cumsum(0)
+    return order, cumulative / cumulative[-1]
+
+
 def sample(
     logits: torch.Tensor,
     temperature: torch.Tensor,
@@ -152,36 +179,17 @@ def sample(
     min_p: torch.Tensor,
     draws: torch.Tensor,
 ) -> torch.Tensor:
-    """One token for each row of logits [N, V], in float64. All parameters [N]; `draws` are numbers in [0, 1).
-
-    Temperature (0: greedy) scales first, then min-p, top-k (0: all) and top-p (Holtzman et al. 2020) cut, each over
-    what the one before left, renormalized; the most likely token always stays. The cumulative distribution is inverted
-    at the draw: in the order of the ids, or with top-k or top-p most likely first, lowest id first among equals.
-    Returns [N] int64.
-    """
+    """One token for each row of logits [N, V]: the most likely at temperature 0, else `sampling_distribution` inverted
+    at the row's draw, a number in [0, 1). All parameters [N]. Returns [N] int64."""
     tokens = []
     for x, heat, k, p, floor, draw in zip(
-        logits.double(), *(v.tolist() for v in (temperature, top_k, top_p, min_p, draws)), strict=True
+        logits, *(v.tolist() for v in (temperature, top_k, top_p, min_p, draws)), strict=True
     ):
         if heat == 0.0:
             tokens.append(int(x.argmax()))
-            continue
-        probability = (x / heat).softmax(-1)
-        probability[probability < floor * probability.max()] = 0.0
-        order = torch.arange(len(x), device=x.device)
-        if k > 0 or p < 1.0:
-            order = x.argsort(descending=True, stable=True)
-            probability = probability[order]
-            if k > 0:
-                probability[k:] = 0.0
-            if p < 1.0:
-                before = probability.cumsum(0) - probability
-                beyond = before >= p * probability.sum()
-                beyond[0] = False
-                probability[beyond] = 0.0
-        cumulative = probability.cumsum(0)
-        index = int(torch.searchsorted(cumulative, draw * cumulative[-1], right=True))
-        tokens.append(int(order[min(index, int(probability.nonzero()[-1]))]))
+        else:
+            order, cumulative = sampling_distribution(x, heat, k, p, floor)
+            tokens.append(int(order[int(torch.searchsorted(cumulative, draw, right=True))]))
     return torch.tensor(tokens, dtype=torch.int64, device=logits.device)
 
 
