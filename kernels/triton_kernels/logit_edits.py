@@ -49,7 +49,8 @@ def _clamped(edited, raw, largest):
     return tl.where(raw < float("inf"), tl.minimum(edited, largest), raw)
 
 
-@triton.jit
+# one compilation, whatever the number
+@triton.jit(do_not_specialize=["count"])
 def _add_kernel(
     logits, rows, tokens, addends, kept, logits_stride, count, largest, KEEP: tl.constexpr, BLOCK: tl.constexpr
 ):
@@ -75,7 +76,7 @@ def _fill_kernel(logits, restricted, logits_stride, vocab, BLOCK: tl.constexpr):
     tl.store(logits + row * logits_stride + token, lowest.to(logits.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def _put_kernel(logits, rows, tokens, kept, logits_stride, count, BLOCK: tl.constexpr):
     e = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     row = tl.load(rows + e, mask=e < count, other=-1).to(tl.int64)

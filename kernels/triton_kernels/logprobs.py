@@ -44,7 +44,8 @@ def _scan_kernel(
     tl.store(greater + place, tl.sum((x > own).to(tl.int32), 0))
 
 
-@triton.jit
+# one compilation, whatever the number
+@triton.jit(do_not_specialize=["top"])
 def _finish_kernel(
     logits,
     index,

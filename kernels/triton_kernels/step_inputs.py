@@ -14,7 +14,8 @@ import triton.language as tl
 _BLOCK = 128
 
 
-@triton.jit
+# one compilation, whatever the number
+@triton.jit(do_not_specialize=["count"])
 def _decode_inputs_kernel(
     rows,
     last_token,
@@ -44,7 +45,7 @@ def _decode_inputs_kernel(
     tl.store(seq_lens + i, length.to(seq_lens.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def _token_inputs_kernel(
     rows,
     positions,
@@ -70,7 +71,7 @@ def _token_inputs_kernel(
     tl.store(slot_mapping + i, slot.to(slot_mapping.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def _append_kernel(
     rows,
     sampled,
