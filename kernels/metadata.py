@@ -36,25 +36,3 @@ class AttentionMetadata:
     @property
     def num_requests(self) -> int:
         return len(self.seq_lens)
-
-
-@dataclass(slots=True)
-class DeviceMetadata:
-    """The same on a GPU, where nothing may be read back: lengths are tensors, the host knows bounds only.
-
-    The R requests are ordered: `num_decodes` with one token each, then those with several. Shapes are fixed for a
-    captured graph; what pads them has slot -1 and length 0.
-    """
-
-    positions: torch.Tensor  # [T] int64
-    slot_mapping: torch.Tensor  # [T] int64; -1: store nothing
-    block_tables: torch.Tensor  # [R, B] int32
-    seq_lens: torch.Tensor  # [R] int32
-    block_size: int
-    num_decodes: int
-    max_seq_len: int  # no length exceeds it: sizes launch grids
-    query_start: torch.Tensor | None = None  # [R - num_decodes + 1] int32, of the requests with several tokens, from 0
-    max_query_len: int = 1  # of those
-
-
-StepMetadata = AttentionMetadata | DeviceMetadata

@@ -68,6 +68,8 @@ def _build(settings: Settings, report: ReportPhase, on_trace: OnTrace | None) ->
     config = load_config(location, model.hf_overrides)
     facts = model_facts(config)
     device = torch.device("cpu")
+    if torch.cuda.is_available():
+        log.warning("This machine has a GPU, but this release computes on the CPU only: it will be slow")
     dtype = choose_dtype(model.dtype, config, device)
     plan = plan_kv_cache(
         settings.memory,
