@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import hypothesis
 import pytest
+import torch
+
+# Without a GPU, Triton's kernels are interpreted. Its own library reads this when it is imported, so before any test
+# file imports anything that imports it.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 from appliance.cli.demo_model import pull_demo
 

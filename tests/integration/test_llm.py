@@ -50,8 +50,8 @@ def nothing_is_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
         assert (stats.num_running, stats.num_waiting, stats.kv_cache_usage) == (0, 0, 0.0)
 
 
-def test_the_real_model_answers_several_conversations_in_order(demo_model: Path) -> None:
-    llm = LLM(str(demo_model), max_model_len=256, kv_cache_memory=32 * 2**20)
+def test_the_real_model_answers_several_conversations_in_order(demo_model_fp32: Path) -> None:
+    llm = LLM(str(demo_model_fp32), max_model_len=256, kv_cache_memory=32 * 2**20)
     greedy = SamplingParams(temperature=0, max_tokens=10)
     stopped = SamplingParams(temperature=0, max_tokens=10, stop=("of Fra",))
     without = SamplingParams(temperature=0, max_tokens=10, bad_words=("Paris",))

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import random
 
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined
-pytest.importorskip("triton")
 
 from appliance_kernels import reference
 from appliance_kernels.metadata import AttentionMetadata
@@ -28,8 +23,8 @@ from appliance_kernels.triton_kernels.attention_shared_prefix import (
     shared_prefix_workspace,
 )
 from tests.unit.kernels.paged import random_batch
+from tests.unit.kernels.triton_device import ALL_DTYPES, DEVICE
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # Against a reference in float32 on the same inputs. float32 differs by summation order and by exp2 for exp. In 16 bits
 # the probabilities are rounded before they meet the values, and the output once more: each half a unit in the last
 # place (2⁻⁹ of bfloat16, 2⁻¹² of float16) relative to values of size 1 … 4, so 2⁻⁹ · 4 times four leaves room, and one
@@ -37,7 +32,6 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TOLERANCE = {torch.float32: 5e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 SMALL_DECODE = DecodeConfig(tile=32, num_programs=5, min_tiles=1, num_warps=4, num_stages=2)
 SMALL_TILES = TileConfig(rows=16, tile=32, num_warps=4, num_stages=2)
-ALL_DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
 @dataclasses.dataclass

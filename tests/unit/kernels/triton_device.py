@@ -1,14 +1,10 @@
-"""Where Triton's kernels run in the tests: compiled on a GPU, otherwise interpreted. Import this before any kernel."""
+"""Where Triton's kernels run in the tests: compiled on a GPU, otherwise interpreted (see `tests/conftest.py`)."""
 
 from __future__ import annotations
-
-import os
 
 import pytest
 import torch
 
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined
 pytest.importorskip("triton")
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
