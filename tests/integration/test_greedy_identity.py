@@ -128,6 +128,16 @@ def test_logprobs_of_output_and_prompt_agree(demo_model_fp32, reference, prompts
             torch.testing.assert_close(want[position, best], want[position].topk(len(best)).values, atol=1e-4, rtol=0)
 
 
+def test_a_seed_gives_the_same_tokens_alone_and_in_a_crowd(demo_model_fp32, prompts):
+    core = build(demo_model_fp32, kv_tokens=8192)
+    chosen = [prompts[i] for i in (3, 12, 30, 45, 58, 63)]
+    variants = [{}, {"top_p": 0.9}, {"top_k": 40}, {"min_p": 0.05}, {"temperature": 0.7}, {"presence_penalty": 1.0}]
+    params = [SamplingParams(max_tokens=12, ignore_eos=True, seed=i, **extra) for i, extra in enumerate(variants)]
+    alone = [run(core, [prompt], sampling)[0].token_ids for prompt, sampling in zip(chosen, params, strict=True)]
+    together = run(core, chosen + prompts[:20], params + [GREEDY] * 20)
+    assert [result.token_ids for result in together[: len(chosen)]] == alone
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_alone_batched_chunked_shared_and_preempted(family, tmp_path):
     model = tiny_model(family)
