@@ -78,7 +78,7 @@ def _trace(settings: Settings, prompt: str, params: SamplingParams, printer: _Pr
     from appliance.engine.llm_progress import LoadingBar
     from appliance.engine.startup import build_core
     from appliance.engine.warm_up import warm_up
-    from appliance.server.load_tokenizer import load_tokenizer
+    from appliance.text.load_tokenizer import load_tokenizer
     from appliance.text.sequence import SequenceStream
 
     tokenizer = load_tokenizer(settings)

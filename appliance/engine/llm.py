@@ -21,7 +21,9 @@ from appliance.engine.llm_progress import GenerationBar, LoadingBar
 from appliance.engine.startup import build_core
 from appliance.protocol.fan_out import fan_out
 from appliance.protocol.sampling_params import ParameterError, SamplingParams
+from appliance.protocol.seeds import seed_source
 from appliance.protocol.wire import AddRequest, TokenDelta
+from appliance.text.load_tokenizer import load_tokenizer
 from appliance.text.sequence import SequenceStream
 from appliance.text.tokenizer import Tokenizer
 
@@ -46,13 +48,14 @@ class LLM:
         for notice in resolved.notices:
             warnings.warn(notice, stacklevel=2)
         self.settings: Settings = resolved.settings
-        self._tokenizer = None if self.settings.model.skip_tokenizer_init else _load_tokenizer(self.settings)
+        self._tokenizer = None if self.settings.model.skip_tokenizer_init else load_tokenizer(self.settings)
         loading = LoadingBar()
         try:
             self._core, self._ready = build_core(self.settings, loading)
         finally:
             loading.close()
         self._numbers = itertools.count()
+        self._draw_seed = seed_source(self.settings.model.seed)
 
     def get_tokenizer(self) -> Tokenizer:
         """The tokenizer. Raises ValueError under `skip_tokenizer_init`."""
@@ -139,7 +142,7 @@ class LLM:
                 output,
                 output.outputs[index],
             )
-            for index, sampling in enumerate(fan_out(params))
+            for index, sampling in enumerate(fan_out(params, self._draw_seed))
         ]
         return _Running(output, sequences)
 
@@ -245,14 +248,3 @@ def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if listed and all(isinstance(item, int) for item in listed):
         return [cast(list[int], listed)]
     return cast(list[Prompt], listed)
-
-
-def _load_tokenizer(settings: Settings) -> Tokenizer:
-    model = settings.model
-    return Tokenizer.load(
-        model.tokenizer or model.model,
-        mode=model.tokenizer_mode,
-        revision=model.revision if model.tokenizer is None else None,
-        download_dir=model.download_dir,
-        trust_remote_code=model.trust_remote_code,
-    )

@@ -9,6 +9,7 @@ from aiohttp import web
 
 from appliance.config import Settings
 from appliance.engine.client import EngineClient
+from appliance.protocol.seeds import seed_source
 from appliance.server.admission import AdmissionQueue
 from appliance.server.auth import ApiKeys
 from appliance.server.context import CONTEXT, ServerContext
@@ -43,6 +44,7 @@ def create_app(settings: Settings, engine: EngineClient, load_tokenizer: Callabl
         ),
         limits=TimeLimits(settings.server.request_timeout),
         keys=ApiKeys(settings.server.api_key),
+        draw_seed=seed_source(settings.model.seed),
         model_names=tuple(names),
     )
     table = routes(settings)

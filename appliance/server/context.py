@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from aiohttp import web
@@ -30,6 +31,7 @@ class ServerContext:
     admission: AdmissionQueue
     limits: TimeLimits
     keys: ApiKeys
+    draw_seed: Callable[[], int]  # for requests without a seed
     model_names: tuple[str, ...]  # the first is the one in replies
     started: float = field(default_factory=time.monotonic)
     created: int = field(default_factory=lambda: int(time.time()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import msgspec
@@ -120,6 +121,7 @@ def make_sequences(
     prompts: list[Prompt],
     params: list[SamplingParams],
     tokenizer: Tokenizer | None,
+    draw_seed: Callable[[], int],
     reply_id: str,
     key: str,
 ) -> list[Sequence]:
@@ -128,7 +130,7 @@ def make_sequences(
     bad_words = tokenizer.bad_words_ids(request.bad_words) if tokenizer and request.bad_words else ()
     sequences: list[Sequence] = []
     for prompt_index, (prompt, prompt_params) in enumerate(zip(prompts, params, strict=True)):
-        for sampling in fan_out(prompt_params):
+        for sampling in fan_out(prompt_params, draw_seed):
             index = len(sequences)
             add = AddRequest(
                 request_id=f"{reply_id}-{index}",

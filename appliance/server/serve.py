@@ -16,7 +16,7 @@ from appliance.engine.client import EngineClient
 from appliance.engine.supervisor import EngineSupervisor, engine_command
 from appliance.server.app import create_app
 from appliance.server.http_server import HttpServer
-from appliance.server.load_tokenizer import load_tokenizer
+from appliance.text.load_tokenizer import load_tokenizer
 
 log = logging.getLogger(__name__)
 

@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ from appliance.engine.startup_errors import StartupError
 from appliance.protocol.sampling_params import ParameterError
 from appliance.protocol.wire import TokenDelta
 from appliance.text.chat import ChatTemplateError
+from appliance.text.tokenizer_files import TokenizerLoadError
 from tests.support.tiny_models import tiny_model
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12)
@@ -93,6 +95,34 @@ def test_n_sequences_have_the_seeds_that_follow_the_given_one(llm: LLM) -> None:
     assert [completion.index for completion in together.outputs] == [0, 1, 2]
     assert [c.token_ids for c in together.outputs] == [c.token_ids for c in alone]
     assert len({tuple(c.token_ids) for c in together.outputs}) > 1
+
+
+def test_the_setting_seed_makes_a_run_repeat_and_without_it_runs_differ(folder: Path) -> None:
+    def run(**settings: Any) -> list[tuple[int, ...]]:
+        llm = LLM(str(folder), kv_cache_memory=2**20, **settings)
+        params = SamplingParams(n=2, max_tokens=8, ignore_eos=True)
+        outputs = [*llm.generate([TEXT, TEXT], params, use_tqdm=False), *llm.generate(TEXT, params, use_tqdm=False)]
+        return [tuple(completion.token_ids) for output in outputs for completion in output.outputs]
+
+    first, again = run(seed=5), run(seed=5)
+    assert first == again
+    assert len(set(first)) == 6
+    assert set(run()).isdisjoint(run())
+
+
+@pytest.mark.parametrize("in_a_file", [False, True])
+def test_the_setting_chat_template_replaces_the_models_own(folder: Path, tmp_path: Path, in_a_file: bool) -> None:
+    template = "{% for message in messages %}<{{ message.role }}> {{ message.content }}{% endfor %}"
+    file = tmp_path / "template.jinja"
+    file.write_text(template)
+    llm = LLM(str(folder), kv_cache_memory=2**20, chat_template=str(file) if in_a_file else template)
+    [output] = llm.chat(conversation("Hello"), GREEDY)
+    assert output.prompt_token_ids == llm.get_tokenizer().encode("<user> Hello", add_special_tokens=False)
+
+
+def test_a_chat_template_that_cannot_be_read_names_the_setting(folder: Path) -> None:
+    with pytest.raises(TokenizerLoadError, match=r"missing\.jinja.*--chat-template"):
+        LLM(str(folder), chat_template="missing.jinja")
 
 
 def test_a_stop_string_ends_a_text_within_a_token(llm: LLM) -> None:

@@ -50,7 +50,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
         ticket.resize(params.n, params.n * len(prompt.token_ids))
         params = _params(body, ready, len(prompt.token_ids))
         record.note_prompt(messages[-1]["content"], context.settings.server.max_log_len)
-        sequences = make_sequences(body, [prompt], [params], tokenizer, head.id, record.key)
+        sequences = make_sequences(body, [prompt], [params], tokenizer, context.draw_seed, head.id, record.key)
         generation = Generation(context.engine, context.metrics, record, ticket, sequences)
         reply = ChatReply(head, body, tokenizer, prompt, messages[-1], context.settings.server.response_role)
         if body.stream:

@@ -49,7 +49,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
         ticket.resize(n * len(raw), n * sum(len(prompt.token_ids) for prompt in prompts))
         params = [_params(body, ready, len(prompt.token_ids)) for prompt in prompts]
         record.note_prompt(prompts[0].text or "", context.settings.server.max_log_len)
-        sequences = make_sequences(body, prompts, params, tokenizer, head.id, record.key)
+        sequences = make_sequences(body, prompts, params, tokenizer, context.draw_seed, head.id, record.key)
         generation = Generation(context.engine, context.metrics, record, ticket, sequences)
         reply = CompletionReply(head, body, tokenizer, prompts)
         if body.stream:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
-from tests.integration.server.harness import KEY, Server
+from appliance.text.tokenizer import Tokenizer
+from tests.integration.server.harness import KEY, Server, running_server
 
 TEXT = "The quick brown fox jumps over the lazy dog €5. "
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -115,6 +117,22 @@ async def test_an_assistant_message_can_be_sent_back_as_it_came(server: Server) 
     ]
     again = await server.openai.chat.completions.create(model="null", messages=messages, max_tokens=9)
     assert again.choices[0].message.content == "The quick"
+
+
+async def test_the_setting_seed_gives_requests_without_one_the_same_seeds_at_each_start(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    async def seeds(name: str, seed: int | None) -> list[int | None]:
+        async with running_server(tmp_path / name, tokenizer, seed=seed) as server:
+            for n in (1, 2):
+                await server.openai.completions.create(model="null", prompt="One", max_tokens=1, n=n)
+                await server.openai.chat.completions.create(model="null", messages=HELLO, max_tokens=1)
+            return [request.sampling.seed for request in server.engine.seen]
+
+    first, second = await seeds("a", 5), await seeds("b", 5)
+    assert first == second
+    assert len(set(first)) == 5
+    assert set(first).isdisjoint(await seeds("c", None))
 
 
 async def test_n_sequences_of_several_prompts_come_in_order_with_consecutive_seeds(server: Server) -> None:

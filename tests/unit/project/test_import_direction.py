@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "loading": {"models", "config"},
     "models": {"kernels"},
     "kernels": set[str](),
-    "text": {"protocol"},
+    "text": {"config", "protocol"},
     "config": set[str](),
     "protocol": set[str](),
     "log_format": set[str](),

@@ -16,6 +16,7 @@ from appliance.protocol.openai.completions import CompletionRequest
 from appliance.protocol.openai.decode import RequestError, decode_request
 from appliance.protocol.openai.fields import HARMLESS, UNSUPPORTED
 from appliance.protocol.sampling_params import SamplingParams
+from appliance.protocol.seeds import seed_source
 from appliance.server.auth import ApiKeys
 from appliance.server.errors import ApiError
 from appliance.server.request_record import request_id_of
@@ -72,14 +73,19 @@ def test_any_bytes_are_a_request_or_an_error(body: bytes) -> None:
 
 
 def test_sequences_of_one_request_have_consecutive_seeds_that_fit_64_bits() -> None:
-    assert [p.seed for p in fan_out(SamplingParams(n=3, seed=2**64 - 1))] == [2**64 - 1, 0, 1]
-    assert [p.seed for p in fan_out(SamplingParams(n=2, seed=-1))] == [-1, 0]
-    assert [p.n for p in fan_out(SamplingParams(n=2))] == [1, 1]
+    draw = iter([5]).__next__  # once, and only where no seed is given
+    assert [p.seed for p in fan_out(SamplingParams(n=3, seed=2**64 - 1), draw)] == [2**64 - 1, 0, 1]
+    assert [p.seed for p in fan_out(SamplingParams(n=2, seed=-1), draw)] == [-1, 0]
+    assert [(p.n, p.seed) for p in fan_out(SamplingParams(n=2), draw)] == [(1, 5), (1, 6)]
 
 
-def test_requests_without_a_seed_get_different_ones() -> None:
-    seeds = {fan_out(SamplingParams())[0].seed for _ in range(20)}
-    assert len(seeds) == 20 and None not in seeds
+def test_requests_without_a_seed_get_different_ones_that_the_setting_repeats() -> None:
+    seeds = []
+    for draw in (seed_source(None), seed_source(None), seed_source(5), seed_source(5)):
+        seeds.append([fan_out(SamplingParams(), draw)[0].seed for _ in range(20)])
+    unset, unset_again, five, five_again = seeds
+    assert five == five_again
+    assert len({*unset, *unset_again, *five}) == 60
 
 
 def test_a_request_that_says_nothing_has_the_default_parameters() -> None:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from appliance.config import Settings
 from appliance.text.tokenizer import Tokenizer
+from appliance.text.tokenizer_files import TokenizerLoadError
 
 
 def load_tokenizer(settings: Settings) -> Tokenizer:
-    """Raises `TokenizerLoadError`, or OSError when the chat template's file cannot be read."""
+    """Raises `TokenizerLoadError`, also when the chat template's file can't be read."""
     model = settings.model
     return Tokenizer.load(
         model.tokenizer or model.model,
@@ -25,4 +26,10 @@ def _chat_template(setting: str | None) -> str | None:
     """The setting is the template itself where it has Jinja's braces, else the name of a file."""
     if setting is None or "{{" in setting or "{%" in setting:
         return setting
-    return Path(setting).expanduser().read_text(encoding="utf-8")
+    try:
+        return Path(setting).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TokenizerLoadError(
+            f"cannot read the chat template {setting!r}: {error}. --chat-template takes a text file, or the template "
+            "itself, which has {{ or {% in it"
+        ) from error
