@@ -9,6 +9,9 @@ import ssl
 import sys
 
 from appliance.config import Settings, add_settings_arguments, require_model, resolve
+from appliance.config.errors import ConfigError
+from appliance.loading.errors import ModelFolderMissing
+from appliance.loading.source import find_local
 
 log = logging.getLogger("appliance.server")
 
@@ -20,6 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     resolved = resolve(options)
     require_model(resolved)
+    try:
+        find_local(resolved.settings.model.model)
+    except ModelFolderMissing as error:
+        raise ConfigError(f"{error}.") from error
     import uvloop
 
     from appliance.log_format import configure_logging

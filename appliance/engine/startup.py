@@ -44,10 +44,12 @@ def build_core(
     `EngineReady.startup_seconds` is left 0 for the caller. Raises `StartupError`.
     """
     report("starting", "Importing torch")
-    from appliance.loading.errors import ModelLoadError
+    from appliance.loading.errors import ModelFolderMissing, ModelLoadError
 
     try:
         return _build(settings, report, on_trace)
+    except ModelFolderMissing as error:
+        raise SettingsRefused(str(error)) from error
     except ModelLoadError as error:
         raise StartupError(str(error)) from error
 

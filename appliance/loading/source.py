@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from appliance.config.groups.model import ModelSettings
-from appliance.loading.errors import ModelLoadError
+from appliance.loading.errors import ModelFolderMissing, ModelLoadError
 
 TEXT_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]  # configuration, chat template, tokenizer
 WEIGHT_FILES = {
@@ -19,17 +19,35 @@ WEIGHT_FILES = {
 
 def locate_model(settings: ModelSettings) -> Path:
     """The local folder, or GGUF file, of `settings.model`, fetched first if it is a Hugging Face id."""
-    local = Path(settings.model).expanduser()
-    if local.exists():
+    local = find_local(settings.model)
+    if local is not None:
         return local
     if settings.trust_remote_code:
         raise ModelLoadError(
             f"trust-remote-code is for local folders only, and {settings.model} is none: fetch the model, read its "
             f"code, and give its folder"
         )
-    if local.is_absolute() or settings.model.startswith(("./", "../", "~")) or settings.model.count("/") > 1:
-        raise ModelLoadError(f"the model folder {settings.model} does not exist")
     return _fetch(settings)
+
+
+def find_local(model: str) -> Path | None:
+    """The folder or file that `model` names; None where it can only be a Hugging Face id.
+
+    Raises `ModelFolderMissing` where it can only be a path (absolute, from ./, ../ or ~, or of three parts or more),
+    and nothing is there.
+    """
+    try:
+        local = Path(model).expanduser()
+    except RuntimeError:  # ~NAME of a user who does not exist
+        local = Path(model)
+    if local.exists():
+        return local
+    if local.is_absolute() or model.startswith(("./", "../", "~")) or model.count("/") > 1:
+        raise ModelFolderMissing(
+            f"The model folder {model} does not exist; give the path of a folder or GGUF file that does, or a Hugging "
+            f"Face id (OWNER/NAME)"
+        )
+    return None
 
 
 def _fetch(settings: ModelSettings) -> Path:

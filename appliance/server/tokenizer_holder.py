@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from appliance.server.errors import bad_request, unavailable
 from appliance.text.tokenizer import Tokenizer
+from appliance.text.tokenizer_files import TokenizerLoadError
 
 log = logging.getLogger(__name__)
 
@@ -71,4 +72,5 @@ class TokenizerHolder:
             self._tokenizer = await asyncio.get_running_loop().run_in_executor(self._executor, load)
         except Exception as error:
             self.failure = f"The tokenizer could not be loaded: {error}"
-            log.exception("The tokenizer could not be loaded")
+            expected = isinstance(error, TokenizerLoadError)  # its message says all there is to know
+            log.error(self.failure, exc_info=None if expected else error)

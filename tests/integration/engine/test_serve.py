@@ -24,6 +24,9 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
+from appliance.config import ModelSettings, Settings, settings_to_json
+from appliance.engine.supervisor import SETTINGS_REFUSED
+
 VOCAB_SIZE = 64
 KEY = "secret"
 
@@ -175,6 +178,24 @@ def test_a_port_in_use_and_a_wrong_flag_are_sentences(tiny_model: Path) -> None:
     assert "Traceback" not in "".join(busy.log)
     wrong = start(tiny_model, "--max-num-seq", "3")
     assert wrong.process.wait(30) == 2
+
+
+def test_a_model_folder_that_does_not_exist_is_one_sentence_before_anything_starts(tmp_path: Path) -> None:
+    missing = start(tmp_path / "nope")
+    assert missing.process.wait(30) == 2
+    eventually(lambda: bool(missing.log))
+    (line,) = missing.log
+    assert line.startswith(f"pagebox serve: The model folder {tmp_path / 'nope'} does not exist; ")
+
+
+def test_an_engine_refuses_settings_whose_model_folder_does_not_exist(tmp_path: Path) -> None:
+    settings = tmp_path / "settings.json"
+    settings.write_bytes(settings_to_json(Settings(model=ModelSettings(model=str(tmp_path / "nope")))))
+    command = [sys.executable, "-m", "appliance.engine.process", "--socket", str(tmp_path / "s")]
+    ended = subprocess.run([*command, "--settings", str(settings)], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == SETTINGS_REFUSED
+    assert "does not exist" in ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 def metrics(served: Served) -> str:

@@ -28,7 +28,7 @@ def test_a_local_gguf_file_is_taken_as_it_is(tmp_path):
 
 @pytest.mark.parametrize("model", ["/no/such/folder", "./none", "../none", "~/no-such-folder", "a/b/c"])
 def test_a_path_that_does_not_exist_is_not_looked_up_elsewhere(model):
-    with pytest.raises(ModelLoadError, match=f"the model folder {model} does not exist"):
+    with pytest.raises(ModelLoadError, match=f"The model folder {model} does not exist"):
         source.locate_model(ModelSettings(model=model))
 
 
