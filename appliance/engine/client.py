@@ -14,6 +14,7 @@ import msgspec
 
 from appliance.engine.delta_stream import DeltaStream
 from appliance.engine.frames import FrameError, FrameSplitter
+from appliance.engine.watchdog import Watchdog
 from appliance.protocol.wire import (
     AbortRequests,
     AddRequest,
@@ -35,12 +36,6 @@ from appliance.protocol.wire import (
 
 log = logging.getLogger(__name__)
 
-# With work, steps must happen. One step is at most a full token budget of prefill, which on a slow processor takes
-# seconds; a step that takes a minute is taken for one that never ends.
-STEP_STALL_SECONDS = 60.0
-# Without work the loop answers a ping within a millisecond. Ten seconds leave room for one long step on behalf of
-# another server that uses the same engine.
-HEARTBEAT_STALL_SECONDS = 10.0
 # A local socket that refuses costs next to nothing, so the engine is found again soon after it is back.
 RECONNECT_SECONDS = (0.05, 1.0)
 
@@ -54,7 +49,7 @@ class EngineError(Exception):
 
 
 class EngineUnavailable(EngineError):
-    """The engine is not connected or not ready, or it died while the request ran. Sending again later may work."""
+    """The engine is not connected or not ready, or it died or hung while the request ran. Sending again may work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +64,7 @@ class EngineStatus:
     ready: EngineReady | None  # only while the engine is connected and past its start
     stats: SchedulerStats  # the newest known, of the engine that is connected or was last
     last_step_age: float | None  # since a step was last seen to end, or work began if later; None without work
-    heartbeat_age: float | None  # since the step loop was last heard; None before it was
+    heartbeat_age: float | None  # since the oldest ping that has no answer yet; None when all are answered
 
 
 class EngineClient:
@@ -102,8 +97,7 @@ class EngineClient:
         self._told_why = False  # the newest engine said that it failed
         self._stats = SchedulerStats()
         self._engine_busy = False
-        self._work_or_step_at = time.monotonic()
-        self._heard_at: float | None = None
+        self._watchdog = Watchdog(heartbeat_interval)
 
     # ---- life ----------------------------------------------------------------------------------------------------
 
@@ -124,7 +118,6 @@ class EngineClient:
 
     @property
     def status(self) -> EngineStatus:
-        now = time.monotonic()
         return EngineStatus(
             phase=self._phase,
             detail=self._detail,
@@ -133,18 +126,13 @@ class EngineClient:
             since=self._since,
             ready=self._ready,
             stats=self._stats,
-            last_step_age=now - self._work_or_step_at if self._has_work() else None,
-            heartbeat_age=None if self._heard_at is None else now - self._heard_at,
+            last_step_age=self._watchdog.step_age if self._has_work() else None,
+            heartbeat_age=self._watchdog.silence,
         )
 
     def is_ready(self) -> bool:
         """A real token was decoded at the start, and the loop still turns: steps when there is work, answers else."""
-        if self._ready is None or self._heard_at is None:
-            return False
-        now = time.monotonic()
-        if self._has_work():
-            return now - self._work_or_step_at < STEP_STALL_SECONDS
-        return now - self._heard_at < HEARTBEAT_STALL_SECONDS
+        return self._ready is not None and not self._is_stuck()
 
     def report_exit(self, detail: str, final: bool) -> None:
         """Whoever watches the process tells why it ended; shown as the status until a new engine says otherwise.
@@ -163,14 +151,16 @@ class EngineClient:
         The request is sent when the iteration starts. Closing or cancelling the iteration aborts it at once; wrap it
         in `contextlib.aclosing` where the loop may be left early. A consumer that is slower than the engine gets
         several steps' tokens in one delta. A request that the engine cannot take ends in a delta with finish reason
-        "error". Raises `EngineUnavailable` if the engine is not ready, or dies before the end.
+        "error". Raises `EngineUnavailable` if the engine is not ready or stuck, or dies or hangs before the end.
         """
         if self._connection is None or self._ready is None:
             raise EngineUnavailable(f"The engine is not ready: {self._detail or self._phase}")
+        if self._is_stuck():
+            raise EngineUnavailable(self._stuck_reason())
         if request.request_id in self._streams:
             raise EngineError(f"Request id {request.request_id!r} is in use by a request that still runs")
         if not self._has_work():
-            self._work_or_step_at = time.monotonic()
+            self._watchdog.work_began()
         stream = DeltaStream()
         self._streams[request.request_id] = stream
         self._connection.send(request)
@@ -206,7 +196,11 @@ class EngineClient:
                 continue
             wait = RECONNECT_SECONDS[0]
             while not connection.lost.is_set():
+                self._watchdog.tick()
+                if self._streams and self._is_stuck():
+                    self._give_up_requests()
                 connection.send(Ping())
+                self._watchdog.pinged()
                 try:
                     await asyncio.wait_for(connection.lost.wait(), self._heartbeat_interval)
                 except TimeoutError:
@@ -215,51 +209,71 @@ class EngineClient:
 
     def _connected(self, connection: _Connection) -> None:
         self._connection = connection
+        self._watchdog.reset()
 
     def _disconnected(self, connection: _Connection) -> None:
         if connection is not self._connection:
             return
         self._connection = None
-        self._heard_at = None
         self._engine_busy = False
+        self._watchdog.reset()
         if self._phase != "failed":
             self._enter("starting", "The engine stopped; waiting for it to come back")
+        self._fail_requests("The engine stopped while this request ran; send it again")
+
+    def _give_up_requests(self) -> None:
+        """Nobody waits for an engine that is stuck; should it go on after all, it need not compute these."""
+        reason, ids = self._stuck_reason(), list(self._streams)
+        log.error("%s Requests given up: %d", reason, len(ids))
+        self._fail_requests(reason)
+        if self._connection is not None:
+            self._connection.send(AbortRequests(ids))
+
+    def _fail_requests(self, reason: str) -> None:
         streams, self._streams = self._streams, {}
         for stream in streams.values():
-            stream.fail(EngineUnavailable("The engine stopped while this request ran; send it again"))
+            stream.fail(EngineUnavailable(reason))
 
     def _received(self, message: FromEngine) -> None:
         match message:
             case StepOutputs():
-                self._heard(message.stats)
+                self._heard(message.stats, self._engine_busy)
                 for delta in message.outputs:
                     stream = self._streams.get(delta.request_id)
                     if stream is not None:
                         stream.put(delta)
             case Heartbeat():
-                self._engine_busy = message.busy
-                self._heard(message.stats)
+                self._heard(message.stats, message.busy)
             case PhaseChange():
                 self._enter(message.phase, message.detail, message.progress)
                 self._told_why = message.phase == "failed"
             case EngineReady():
                 self._enter("ready", "")
                 self._ready = message
-                self._heard_at = self._work_or_step_at = time.monotonic()
+                self._watchdog.reset()
             case TraceEvent():
                 if self.on_trace is not None:
                     self.on_trace(message)
 
-    def _heard(self, stats: SchedulerStats) -> None:
-        self._heard_at = time.monotonic()
-        if stats.steps != self._stats.steps or not self._has_work():
-            self._work_or_step_at = self._heard_at
+    def _heard(self, stats: SchedulerStats, busy: bool) -> None:
+        self._watchdog.heard(stepped=stats.steps != self._stats.steps, had_work=self._has_work())
+        self._engine_busy = busy
         self._stats = stats
         if self.on_stats is not None:
             self.on_stats(stats)
 
     def _has_work(self) -> bool:
         return self._engine_busy or bool(self._streams)
+
+    def _is_stuck(self) -> bool:
+        return self._watchdog.stalled(has_work=self._has_work(), prefilling=self._prefilling)
+
+    def _prefilling(self) -> bool:
+        return any(not stream.has_begun for stream in self._streams.values())
+
+    def _stuck_reason(self) -> str:
+        age = self._watchdog.step_age if self._has_work() else self._watchdog.silence or 0.0
+        return f"The engine stopped answering {age:.0f} s ago; send the request again later."
 
     def _enter(self, phase: Phase, detail: str, progress: float | None = None) -> None:
         if phase != self._phase:

@@ -17,9 +17,11 @@ class DeltaStream:
         self._pending: TokenDelta | None = None
         self._failure: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self.has_begun = False  # its first delta came
 
     def put(self, delta: TokenDelta) -> None:
         """Hand over `delta`, whose lists belong to the stream from now on."""
+        self.has_begun = True
         self._pending = delta if self._pending is None else merge(self._pending, delta)
         self._wake()
 

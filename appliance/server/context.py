@@ -75,7 +75,7 @@ def _stall_reason(step_age: float | None, heartbeat_age: float | None) -> str:
     if step_age is not None:
         return f"The engine is stuck: it has work but its last step was {step_age:.0f} s ago."
     if heartbeat_age is not None:
-        return f"The engine is stuck: it was last heard {heartbeat_age:.0f} s ago."
+        return f"The engine is stuck: it has not answered for {heartbeat_age:.0f} s."
     return "The engine does not answer."
 
 

@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import socket
+import time
 from contextlib import aclosing
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import psutil
 import pytest
 import uvloop
 
-from appliance.engine import client as client_module
+from appliance.engine import watchdog
 from appliance.engine.client import EngineClient, EngineError, EngineUnavailable
 from appliance.protocol.wire import Ping, TokenDelta, TraceEvent, encode
 
@@ -182,23 +183,46 @@ async def test_a_server_that_does_not_read_holds_nobody_up(engine: RunningEngine
 
 
 @pytest.mark.parametrize("busy", [False, True])
-async def test_a_stuck_engine_is_not_ready_until_it_moves_again(
+async def test_a_stuck_engine_fails_its_requests_and_is_not_ready_until_it_moves_again(
     engine: RunningEngine, monkeypatch: pytest.MonkeyPatch, busy: bool
 ) -> None:
-    monkeypatch.setattr(client_module, "HEARTBEAT_STALL_SECONDS", 0.5)
-    monkeypatch.setattr(client_module, "STEP_STALL_SECONDS", 0.5)
+    limit_stalls_to(monkeypatch, 0.5)
     running = asyncio.create_task(collect(engine.client, "r", [SLOW], 400 if busy else 1))
     await until(lambda: engine.client.status.stats.num_running == 1 if busy else running.done())
     process = psutil.Process(engine.supervisor.pid)
     process.suspend()
     try:
         await until(lambda: not engine.client.is_ready())
-        assert (engine.client.status.last_step_age is not None) == busy
         assert engine.client.status.connected
+        if busy:
+            with pytest.raises(EngineUnavailable, match="The engine stopped answering"):
+                await asyncio.wait_for(running, 5)
+        with pytest.raises(EngineUnavailable, match="The engine stopped answering"):
+            await asyncio.wait_for(collect(engine.client, "too-early", [1]), 5)
     finally:
         process.resume()
     await until(engine.client.is_ready)
-    running.cancel()
+    await until(lambda: engine.client.status.stats.num_running == 0)
+    assert engine.client.status.stats.generation_tokens < 400  # what was given up is not computed
+    assert tokens(await collect(engine.client, "again", [1])) == [2, 3, 4, 5]
+
+
+async def test_a_server_that_was_suspended_does_not_take_its_engine_for_stuck(
+    engine: RunningEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit_stalls_to(monkeypatch, 0.5)
+    time.sleep(1.0)  # noqa: ASYNC251 - this is the suspension: the loop does not run
+    assert engine.client.is_ready()
+    running = asyncio.create_task(collect(engine.client, "r", [SLOW], 80))
+    await until(lambda: engine.client.status.stats.num_running == 1)
+    time.sleep(1.0)  # noqa: ASYNC251
+    assert engine.client.is_ready()
+    assert len(tokens(await running)) == 80
+
+
+def limit_stalls_to(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    for name in ("HEARTBEAT_STALL_SECONDS", "DECODE_STALL_SECONDS", "PREFILL_STALL_SECONDS", "LONGEST_STALL_SECONDS"):
+        monkeypatch.setattr(watchdog, name, seconds)
 
 
 async def test_an_idle_engine_uses_no_processor_time(engine: RunningEngine) -> None:

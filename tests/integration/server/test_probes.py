@@ -63,7 +63,7 @@ async def test_ready_waits_for_the_tokenizer_and_tells_when_it_cannot_be_loaded(
 
 
 async def test_an_engine_that_does_not_answer_is_not_ready_but_has_started(start: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr("appliance.engine.client.HEARTBEAT_STALL_SECONDS", 0.2)
+    monkeypatch.setattr("appliance.engine.watchdog.HEARTBEAT_STALL_SECONDS", 0.2)
     server: Server = await start()
     assert (await server.get("/startupz"))[0] == 200
     server.engine.mute = True
