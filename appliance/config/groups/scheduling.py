@@ -95,9 +95,8 @@ class SchedulingSettings:
     )
     async_scheduling: bool = setting(
         True,
-        purpose="Schedule the next step while this one runs, where the device allows it (CUDA). On the CPU a step is "
-        "synchronous whatever stands here, as scheduler and model would only compete for the same cores.",
-        throughput="On a GPU hides the scheduler's time behind the model's; the smaller the model, the more it "
-        "matters.",
+        purpose="Schedule the next step while this one runs. Not built yet: a step is synchronous with or without it.",
+        throughput="None until it is built. It is to hide the scheduler's time behind the model's on a GPU; on the CPU "
+        "both would only compete for the same cores.",
         typical="On; off to debug.",
     )
