@@ -22,6 +22,11 @@ from appliance.server.reply import Collected, ReplyHead
 from appliance.text.tokenizer import Tokenizer
 
 
+def asks_for_prompt_only(request: CompletionRequest) -> bool:
+    """`echo` with no token to generate: the reply is the prompt, with its logprobs if asked for."""
+    return bool(request.echo) and request.max_tokens == 0
+
+
 @dataclass(slots=True)
 class CompletionReply:
     head: ReplyHead
@@ -90,9 +95,9 @@ class CompletionReply:
         """A choice with new tokens; with `first`, after its prompt if that is echoed."""
         prompt = self.prompts[sequence.prompt_index]
         entries: list[TokenLogprobs | None] = list(logprobs)
+        if asks_for_prompt_only(self.request):
+            text, entries, token_ids = "", [], []
         reported = token_ids
-        if self.request.echo and self.request.max_tokens == 0:
-            text, entries, reported = "", [], []
         if self.request.echo and first:
             text = self._prompt_text(prompt) + text
             entries = [*(sequence.prompt_logprobs or ()), *entries]

@@ -41,16 +41,28 @@ Sink = Callable[[list[Part]], Awaitable[None]]  # gets what is due, one or more 
 
 
 class Generation:
-    """Leaving `run` early, by an error, a stop string or cancellation, aborts in the engine what still runs."""
+    """Leaving `run` early, by an error, a stop string or cancellation, aborts in the engine what still runs.
+
+    With `prompt_only` the client asked for no token, and is billed for none: the one that the engine always makes does
+    not count.
+    """
 
     def __init__(
-        self, engine: EngineClient, metrics: Metrics, record: RequestRecord, ticket: Ticket, sequences: list[Sequence]
+        self,
+        engine: EngineClient,
+        metrics: Metrics,
+        record: RequestRecord,
+        ticket: Ticket,
+        sequences: list[Sequence],
+        *,
+        prompt_only: bool = False,
     ) -> None:
         self.sequences = sequences
         self._engine = engine
         self._metrics = metrics
         self._record = record
         self._ticket = ticket
+        self._prompt_only = prompt_only
 
     async def run(self, sink: Sink) -> None:
         """Every part of every sequence goes to `sink`. Raises `EngineError`, and what `sink` raises."""
@@ -69,7 +81,7 @@ class Generation:
         """Tokens so far. The prompt of `n` sequences counts once."""
         first_of_prompt = {sequence.prompt_index: sequence for sequence in reversed(self.sequences)}.values()
         prompt = sum(len(sequence.request.prompt_token_ids) for sequence in first_of_prompt)
-        completion = sum(sequence.stream.num_tokens for sequence in self.sequences)
+        completion = 0 if self._prompt_only else sum(sequence.stream.num_tokens for sequence in self.sequences)
         return Usage(
             prompt_tokens=prompt,
             completion_tokens=completion,
@@ -144,8 +156,9 @@ class Generation:
 
     def _ended(self, sequence: Sequence, outcome: str) -> None:
         started = self._record.started
-        self._record.completion_tokens += sequence.stream.num_tokens
-        self._record.cached_tokens = self.usage().prompt_tokens_details.cached_tokens
+        usage = self.usage()
+        self._record.completion_tokens = usage.completion_tokens
+        self._record.cached_tokens = usage.prompt_tokens_details.cached_tokens
         self._metrics.sequence_finished(
             SequenceTimings(
                 finish_reason=outcome,

@@ -9,7 +9,7 @@ from appliance.protocol.openai.completions import CompletionRequest
 from appliance.protocol.sampling_params import SamplingParams
 from appliance.protocol.wire import EngineReady
 from appliance.server.body import json_response, read_request
-from appliance.server.completion_reply import CompletionReply
+from appliance.server.completion_reply import CompletionReply, asks_for_prompt_only
 from appliance.server.context import CONTEXT, ServerContext
 from appliance.server.errors import bad_request
 from appliance.server.generation import Generation
@@ -50,7 +50,9 @@ async def completions(request: web.Request) -> web.StreamResponse:
         params = [_params(body, ready, len(prompt.token_ids)) for prompt in prompts]
         record.note_prompt(prompts[0].text or "", context.settings.server.max_log_len)
         sequences = make_sequences(body, prompts, params, tokenizer, context.draw_seed, head.id, record.key)
-        generation = Generation(context.engine, context.metrics, record, ticket, sequences)
+        generation = Generation(
+            context.engine, context.metrics, record, ticket, sequences, prompt_only=asks_for_prompt_only(body)
+        )
         reply = CompletionReply(head, body, tokenizer, prompts)
         if body.stream:
             return await stream(request, context, generation, body.stream_options, reply.chunk, reply.usage_chunk)
@@ -91,7 +93,7 @@ def _prompts(prompt: str | list[str | int | list[int]]) -> list[str | list[int]]
 
 def _params(body: CompletionRequest, ready: EngineReady, prompt_tokens: int) -> SamplingParams:
     asked = body.max_tokens
-    if asked == 0 and body.echo:
+    if asks_for_prompt_only(body):
         asked = 1  # the reply is the prompt alone; the engine always makes one token
     max_tokens = room_for_tokens(prompt_tokens, asked, DEFAULT_MAX_TOKENS, ready.max_model_len, _NAMES)
     prompt_logprobs = body.prompt_logprobs

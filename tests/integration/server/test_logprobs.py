@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pytest
@@ -88,6 +89,32 @@ async def test_echo_with_zero_tokens_gives_the_prompt_alone(server: Server) -> N
     assert choice.text == "Hi!"
     assert choice.logprobs is not None
     assert choice.logprobs.token_logprobs == [None, -0.5, -0.5]
+
+
+async def test_echo_with_zero_tokens_is_billed_for_the_prompt_alone(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "appliance.server.request")
+    body = {"prompt": ["Hi!", "You"], "n": 2, "max_tokens": 0, "echo": True, "return_token_ids": True}
+    _, reply = await server.post("/v1/completions", body)
+    usage = reply["usage"]
+    assert (usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]) == (6, 0, 6)
+    assert [choice["token_ids"] for choice in reply["choices"]] == [[]] * 4
+    assert "completion_tokens" not in caplog.records[-1].fields  # type: ignore[attr-defined]
+    usages = [
+        chunk.usage
+        async for chunk in await server.openai.completions.create(
+            model="null",
+            prompt="Hi!",
+            max_tokens=0,
+            echo=True,
+            stream=True,
+            stream_options={"include_usage": True},
+            extra_body={"stream_options": {"include_usage": True, "continuous_usage_stats": True}},
+        )
+    ]
+    assert len(usages) == 2
+    assert all(u is not None and (u.completion_tokens, u.total_tokens) == (0, 3) for u in usages)
 
 
 @pytest.mark.parametrize("logprobs", [None, 1])
