@@ -24,6 +24,10 @@ async def read_request(request: web.Request, struct: type[T]) -> T:
     try:
         async with request.app[CONTEXT].limits.limit(request[RECORD].started):
             body = await request.read()
+    except web.HTTPRequestEntityTooLarge:
+        limit = request.app[CONTEXT].settings.server.max_request_bytes
+        message = f"The request body is larger than the {limit} bytes that max-request-bytes allows."
+        raise ApiError(413, message, code="request_too_large") from None
     except web.RequestPayloadError as error:
         raise ApiError(400, f"The request body could not be read: {error}", code="invalid_body") from None
     return decode_request(body, struct)

@@ -89,8 +89,6 @@ def _from_http_exception(error: web.HTTPException) -> ApiError:
             allowed = ", ".join(sorted(error.allowed_methods))
             message = f"{error.method} is not allowed here; use {allowed}."
             return ApiError(405, message, code="method_not_allowed", headers={"Allow": allowed})
-        case web.HTTPRequestEntityTooLarge():
-            return ApiError(413, f"{error.text}.", code="request_too_large")
     return ApiError(error.status, error.text or error.reason, headers=dict(error.headers))
 
 

@@ -20,6 +20,13 @@ _UNKNOWN = re.compile(r"^Object contains unknown field `(?P<name>.*)`$", re.DOTA
 _MISSING = re.compile(r"^Object missing required field `(?P<name>.*)`$")
 
 
+# One escape of a JSON string (RFC 8259, section 7): a surrogate pair, half of one, or any other.
+_HEX = rb"[0-9a-fA-F]"
+_ESCAPE = re.compile(
+    rb"\\(?:u[dD][89abAB]%b{2}\\u[dD][c-fC-F]%b{2}|(?P<half>u[dD][89a-fA-F]%b{2})|.)" % (_HEX, _HEX, _HEX), re.DOTALL
+)
+
+
 class RequestError(ValueError):
     """The body is not a valid request. `param` is the path of the field, such as `messages[0].role`."""
 
@@ -63,7 +70,19 @@ def _decode(body: bytes, decoder: msgspec.json.Decoder[D]) -> D:
     except RecursionError:
         raise RequestError("The request body is nested too deeply.", code="invalid_json") from None
     except (msgspec.DecodeError, ValueError) as error:
-        raise RequestError(f"The request body is not valid JSON: {error}", code="invalid_json") from None
+        raise _not_json(body, error) from None
+
+
+def _not_json(body: bytes, error: Exception) -> RequestError:
+    """msgspec's sentence, but for half of a surrogate pair, which it may call a body that was cut off."""
+    half = next((match["half"] for match in _ESCAPE.finditer(body) if match["half"]), None)
+    if half is None:
+        return RequestError(f"The request body is not valid JSON: {error}", code="invalid_json")
+    return RequestError(
+        f"The request body has a string with the escape `\\{half.decode()}`, a lone surrogate (half of a UTF-16 pair), "
+        "which stands for no character. Send both halves, or leave it out.",
+        code="invalid_json",
+    )
 
 
 def _check_names(fields: dict[str, msgspec.Raw], known: Set[str]) -> None:
@@ -84,8 +103,10 @@ def _plain_value(raw: msgspec.Raw) -> object:
         return msgspec.json.decode(raw)
     except UnicodeDecodeError:
         raise RequestError("The request body is not valid UTF-8.", code="invalid_json") from None
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise RequestError(f"The request body is not valid JSON: {error}", code="invalid_json") from None
+    except RecursionError:
+        raise RequestError("The request body is nested too deeply.", code="invalid_json") from None
+    except msgspec.DecodeError as error:
+        raise _not_json(bytes(raw), error) from None
 
 
 def _unknown_field(name: str, known: Set[str]) -> RequestError:

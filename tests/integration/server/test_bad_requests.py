@@ -209,6 +209,28 @@ async def test_a_body_that_is_no_json_object_is_a_400(server: Server, what: str,
     assert server.engine.seen == []
 
 
+LONE_SURROGATES = [
+    (rb'{"prompt": "\ud800"}', r"\ud800"),
+    (rb'{"prompt": "a \uDC00 b"}', r"\uDC00"),
+    (rb'{"prompt": "\ud83d\ude00 \ud83d\u0041"}', r"\ud83d"),
+    (rb'{"prompt": "a", "tools": "\udfff"}', r"\udfff"),
+]
+
+
+@pytest.mark.parametrize(("body", "escape"), LONE_SURROGATES)
+async def test_a_lone_surrogate_is_called_one(server: Server, body: bytes, escape: str) -> None:
+    async with server.http.post(server.url + TEXT, data=body, headers={"Content-Type": "application/json"}) as response:
+        error = (await response.json())["error"]
+    assert (response.status, error["code"]) == (400, "invalid_json")
+    assert f"`{escape}`, a lone surrogate" in error["message"]
+
+
+async def test_what_only_looks_like_a_lone_surrogate_is_not_called_one(server: Server) -> None:
+    body = rb'{"prompt": "\ud83d\ude00 \\ud800", '
+    async with server.http.post(server.url + TEXT, data=body, headers={"Content-Type": "application/json"}) as response:
+        assert "surrogate" not in (await response.json())["error"]["message"]
+
+
 async def test_an_unknown_field_is_met_with_the_nearest_name(server: Server) -> None:
     _, reply = await server.post(TEXT, text(max_token=3))
     assert reply["error"]["message"] == "Unknown field `max_token`. Did you mean `max_tokens`?"
@@ -238,6 +260,7 @@ async def test_a_body_above_the_limit_is_a_413_also_when_it_was_compressed(start
     server = await start(max_request_bytes=2048)
     status, reply = await server.post(TEXT, {"prompt": "x" * 4096})
     assert (status, reply["error"]["code"]) == (413, "request_too_large")
+    assert reply["error"]["message"] == "The request body is larger than the 2048 bytes that max-request-bytes allows."
     packed = gzip.compress(json.dumps({"prompt": "x" * 1_000_000}).encode())
     headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
     async with server.http.post(server.url + TEXT, data=packed, headers=headers) as response:
