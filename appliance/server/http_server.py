@@ -9,6 +9,7 @@ import time
 from aiohttp import web
 
 from appliance.server.context import CONTEXT
+from appliance.server.malformed_http import ApiRunner
 
 log = logging.getLogger(__name__)
 
@@ -21,8 +22,8 @@ class HttpServer:
 
     def __init__(self, app: web.Application) -> None:
         self._context = app[CONTEXT]
-        self._runner = web.AppRunner(
-            app, handler_cancellation=True, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS, handle_signals=False
+        self._runner = ApiRunner(
+            app, handler_cancellation=True, shutdown_timeout=SHUTDOWN_SECONDS, handle_signals=False
         )
 
     async def start(self) -> str:

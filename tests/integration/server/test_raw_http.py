@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -59,12 +60,43 @@ async def test_a_body_in_chunks_and_in_small_pieces_is_read_whole(server: Server
 
 
 @pytest.mark.parametrize(
-    "request_bytes", [b"nonsense\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"GET /" + b"x" * 20_000 + b" HTTP/1.1\r\n\r\n"]
+    ("request_bytes", "reason"),
+    [
+        (b"nonsense\r\n\r\n", "Invalid method encountered"),
+        (b"GET / HTTP/9.9\r\n\r\n", "Bad status line: Invalid HTTP version"),
+        (b"GET /" + b"x" * 20_000 + b" HTTP/1.1\r\n\r\n", "Got more than 8190 bytes when reading"),
+        (b"GET http://[::1 HTTP/1.1\r\nHost: x\r\n\r\n", "Invalid URL"),
+        (b"GET / HTTP/1.1\r\nAuthorization: Bearer sk-secret\x01\r\n\r\n", "Invalid header value char"),
+    ],
 )
-async def test_what_is_not_http_is_a_400(server: Server, request_bytes: bytes) -> None:
+async def test_what_is_not_http_is_a_400_with_openais_body_and_one_line_in_the_log(
+    server: Server, caplog: pytest.LogCaptureFixture, request_bytes: bytes, reason: str
+) -> None:
+    caplog.set_level(logging.INFO)
     reader, writer = await connect(server)
     writer.write(request_bytes)
-    assert (await reader.readline()).split()[1] == b"400"
+    head, body = (await asyncio.wait_for(reader.read(), 5)).split(b"\r\n\r\n", 1)  # the server closes the connection
+    writer.close()
+    assert head.split()[1] == b"400"
+    assert b"application/json" in head
+    assert json.loads(body)["error"] == {
+        "message": f"The request is not valid HTTP: {reason}.",
+        "type": "invalid_request_error",
+        "param": None,
+        "code": "invalid_http",
+    }
+    [line] = [record for record in caplog.records if "HTTP" in record.getMessage() or record.levelname == "ERROR"]
+    assert (line.levelname, line.getMessage()) == ("INFO", f"Malformed HTTP from 127.0.0.1: {reason}")
+    assert line.exc_info is None
+    await outcomes(server, "client_error")
+
+
+async def test_a_malformed_request_after_a_good_one_on_the_same_connection_is_a_400(server: Server) -> None:
+    reader, writer = await connect(server)
+    writer.write(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert (await reader.readline()).split()[1] == b"200"
+    writer.write(b"nonsense\r\n\r\n")
+    assert b'"code":"invalid_http"' in await asyncio.wait_for(reader.read(), 5)
     writer.close()
 
 
