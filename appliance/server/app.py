@@ -31,7 +31,8 @@ def create_app(settings: Settings, engine: EngineClient, load_tokenizer: Callabl
     Takes over `engine.on_stats`.
     """
     names = settings.model.served_model_name or (settings.model.model,)
-    metrics = Metrics(names[0], engine)
+    limits = TimeLimits(settings.server.request_timeout)
+    metrics = Metrics(names[0], engine, limits)
     engine.on_stats = metrics.engine_stats
     scheduling = settings.scheduling
     context = ServerContext(
@@ -42,7 +43,7 @@ def create_app(settings: Settings, engine: EngineClient, load_tokenizer: Callabl
         admission=AdmissionQueue(
             scheduling.max_num_queued_reqs, scheduling.max_num_queued_tokens, on_rejection=metrics.rejected
         ),
-        limits=TimeLimits(settings.server.request_timeout),
+        limits=limits,
         keys=ApiKeys(settings.server.api_key),
         draw_seed=seed_source(settings.model.seed),
         model_names=tuple(names),

@@ -50,6 +50,11 @@ class TimeLimits:
             timeout.reschedule(at if when is None else min(at, when))
         await self._idle.wait()
 
+    @property
+    def drain_seconds_left(self) -> float | None:
+        """Until what still runs is ended, never negative; None while the server serves."""
+        return None if self._drain_deadline is None else max(0.0, self._drain_deadline - time.monotonic())
+
     def _out_of_time(self, started: float) -> ApiError:
         if self._request_seconds and time.monotonic() >= started + self._request_seconds:
             return ApiError(

@@ -6,12 +6,15 @@ Counters that the engine keeps itself are read at scrape time (`engine_collector
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
 from appliance.engine.client import EngineClient
-from appliance.protocol.wire import SchedulerStats
+from appliance.protocol.wire import FinishReason, SchedulerStats
+from appliance.server.admission import Reason
 from appliance.server.engine_collector import EngineCollector
+from appliance.server.limits import TimeLimits
 from appliance.server.request_record import Outcome
 from appliance.version import __version__
 
@@ -60,17 +63,20 @@ class SequenceTimings:
 
 
 class Metrics:
-    """All metrics of one server, in a registry of their own."""
+    """All metrics of one server, in a registry of their own. Those of the drain are read from `limits`."""
 
-    def __init__(self, model_name: str, engine: EngineClient) -> None:
+    def __init__(self, model_name: str, engine: EngineClient, limits: TimeLimits) -> None:
         self.registry = CollectorRegistry()
         self._labels = (model_name, "0")
         self._steps_seen = 0
         self._rejections = self._counter(
-            "vllm:admission_rejections", "Requests refused because the queue was full", "reason"
+            "vllm:admission_rejections", "Requests refused because the queue was full", "reason", get_args(Reason)
         )
         self._success = self._counter(
-            "vllm:request_success", "Sequences that ended, by finish reason", "finished_reason"
+            "vllm:request_success",
+            "Sequences that ended, by finish reason",
+            "finished_reason",
+            get_args(FinishReason),
         )
         self._ttft = self._histogram("vllm:time_to_first_token_seconds", "Time to the first token", _TTFT)
         self._itl = self._histogram(
@@ -96,6 +102,14 @@ class Metrics:
         self._requests = Counter(
             "pagebox:requests", "HTTP requests by outcome and API key", ("outcome", "key"), registry=self.registry
         )
+        draining = Gauge("pagebox:drain_state", "0: serving; 1: draining, no new requests", registry=self.registry)
+        draining.set_function(lambda: limits.drain_seconds_left is not None)
+        deadline = Gauge(
+            "pagebox:drain_deadline_seconds",
+            "Until a drain ends what still runs; 0 while serving",
+            registry=self.registry,
+        )
+        deadline.set_function(lambda: limits.drain_seconds_left or 0.0)
         build = Gauge("pagebox:build_info", "The running version", ("version",), registry=self.registry)
         build.labels(__version__).set(1)
         self.collector = EngineCollector(engine, model_name)
@@ -106,7 +120,7 @@ class Metrics:
         """The text format of Prometheus."""
         return generate_latest(self.registry)
 
-    def rejected(self, reason: str) -> None:
+    def rejected(self, reason: Reason) -> None:
         self._rejections.labels(*self._labels, reason).inc()
 
     def request_ended(self, outcome: Outcome, key: str) -> None:
@@ -143,8 +157,12 @@ class Metrics:
             self._prefill.observe(timings.prefill)
             self._inference.observe(timings.prefill + decode)
 
-    def _counter(self, name: str, text: str, label: str) -> Counter:
-        return Counter(name, text, ("model_name", "engine", label), registry=self.registry)
+    def _counter(self, name: str, text: str, label: str, values: tuple[str, ...]) -> Counter:
+        """Every series is there from the start, at 0: `rate()` misses the first count of one that appears with it."""
+        counter = Counter(name, text, ("model_name", "engine", label), registry=self.registry)
+        for value in values:
+            counter.labels(*self._labels, value)
+        return counter
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
         histogram = Histogram(name, text, ("model_name", "engine"), buckets=buckets, registry=self.registry)

@@ -27,7 +27,7 @@ GAUGES = (
 )
 COUNTERS = (
     *("prefix_cache_queries", "prefix_cache_hits", "num_preemptions", "prompt_tokens", "prompt_tokens_cached"),
-    *("generation_tokens", "request_success"),
+    *("generation_tokens", "request_success", "admission_rejections"),
 )
 HISTOGRAMS = (
     *("time_to_first_token_seconds", "inter_token_latency_seconds", "time_per_output_token_seconds"),
@@ -58,6 +58,8 @@ async def test_every_metric_has_its_name_type_and_labels(server: Server) -> None
     for name in (
         "pagebox:engine_steps",
         "pagebox:engine_last_step_age_seconds",
+        "pagebox:drain_state",
+        "pagebox:drain_deadline_seconds",
         "pagebox:build_info",
         "pagebox:requests",
     ):
@@ -67,6 +69,36 @@ async def test_every_metric_has_its_name_type_and_labels(server: Server) -> None
     assert value["vllm:request_params_max_tokens_sum"] == 9
     assert value["vllm:generation_tokens_total"] == 9
     assert value["vllm:request_queue_time_seconds_sum"] == 0.001
+
+
+async def test_series_with_a_reason_are_there_at_zero_before_anything_happens(server: Server) -> None:
+    families = await scrape(server)
+    for name, label, values in (
+        ("admission_rejections", "reason", {"max_num_queued_reqs", "max_num_queued_tokens"}),
+        ("request_success", "finished_reason", {"stop", "length", "abort", "error"}),
+    ):
+        samples = [s for s in families[f"vllm:{name}"].samples if s.name.endswith("_total")]
+        assert {s.labels[label]: s.value for s in samples} == dict.fromkeys(values, 0), name
+
+
+async def test_a_drain_is_in_the_metrics(start: Any) -> None:
+    server: Server = await start(drain_timeout=60)
+
+    async def drain() -> tuple[float, float]:
+        families = await scrape(server)
+        return tuple(families[f"pagebox:drain_{name}"].samples[0].value for name in ("state", "deadline_seconds"))
+
+    assert await drain() == (0, 0)
+    server.engine.hold = True
+    running = asyncio.create_task(server.post(CHAT, BODY))
+    await eventually(lambda: bool(server.engine.running))
+    drained = asyncio.create_task(server.drain())
+    await eventually(lambda: server.context.draining)
+    state, left = await drain()
+    assert state == 1
+    assert 0 < left <= 60
+    running.cancel()
+    await drained
 
 
 async def test_every_request_ends_in_exactly_one_outcome(start: Any) -> None:
