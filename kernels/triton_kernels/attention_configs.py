@@ -75,7 +75,7 @@ def decode_config(device: torch.device, head_dim: int, dtype: torch.dtype) -> De
     return DecodeConfig(
         tile=tile,
         num_programs=2 * facts.multiprocessors,
-        min_tiles=512 // tile,
+        min_tiles=256 // tile,  # measured: as fast as 512 in large batches, and half the time in the smallest
         num_warps=4,
         num_stages=_stages(2 * tile * row_bytes, 12 << 10, facts.shared_memory // 2, most=4, all_stored=False),
     )
