@@ -21,7 +21,7 @@ from appliance.server.context import SYSTEM_FINGERPRINT
 from appliance.server.generation import Generation, Part
 from appliance.server.intake import Prompt
 from appliance.server.logprobs import chat_logprobs, prompt_logprobs
-from appliance.server.reply import Collected, ReplyHead
+from appliance.server.reply import Collected, ReplyHead, announced_usage
 from appliance.text.tokenizer import Tokenizer
 
 
@@ -91,15 +91,13 @@ class ChatReply:
         return self._chunk([], usage)
 
     def _chunk(self, choices: list[ChatChunkChoice], usage: Usage | None) -> ChatCompletionChunk:
-        options = self.request.stream_options
-        announced = options is not None and (options.include_usage or options.continuous_usage_stats)
         return ChatCompletionChunk(
             id=self.head.id,
             created=self.head.created,
             model=self.head.model,
             system_fingerprint=SYSTEM_FINGERPRINT,
             choices=choices,
-            usage=usage if announced else UNSET,
+            usage=announced_usage(self.request.stream_options, usage),
         )
 
     def _echoed(self) -> str:

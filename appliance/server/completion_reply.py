@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from msgspec import UNSET
-
 from appliance.protocol.openai.common import Usage
 from appliance.protocol.openai.completions import (
     CompletionChoice,
@@ -18,7 +16,7 @@ from appliance.server.context import SYSTEM_FINGERPRINT
 from appliance.server.generation import Generation, Part, Sequence
 from appliance.server.intake import Prompt
 from appliance.server.logprobs import TokenIdsAsNames, TokenNames, completion_logprobs, prompt_logprobs
-from appliance.server.reply import Collected, ReplyHead
+from appliance.server.reply import Collected, ReplyHead, announced_usage
 from appliance.text.tokenizer import Tokenizer
 
 
@@ -78,15 +76,13 @@ class CompletionReply:
         return self._chunk([], usage)
 
     def _chunk(self, choices: list[CompletionChoice], usage: Usage | None) -> CompletionChunk:
-        options = self.request.stream_options
-        announced = options is not None and (options.include_usage or options.continuous_usage_stats)
         return CompletionChunk(
             id=self.head.id,
             created=self.head.created,
             model=self.head.model,
             system_fingerprint=SYSTEM_FINGERPRINT,
             choices=choices,
-            usage=usage if announced else UNSET,
+            usage=announced_usage(self.request.stream_options, usage),
         )
 
     def _choice(

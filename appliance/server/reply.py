@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 from aiohttp import web
+from msgspec import UNSET, UnsetType
 
 from appliance.protocol.openai.common import StreamOptions, Usage
 from appliance.protocol.wire import FinishReason, TokenLogprobs
@@ -30,6 +31,12 @@ class ReplyHead:
 
 def new_head(prefix: str, model: str) -> ReplyHead:
     return ReplyHead(id=f"{prefix}-{secrets.token_hex(16)}", created=int(time.time()), model=model)
+
+
+def announced_usage(options: StreamOptions | None, usage: Usage | None) -> Usage | UnsetType | None:
+    """The `usage` of a chunk: once a stream promises usage at all, its other chunks have a null there."""
+    promised = options is not None and (options.include_usage or options.continuous_usage_stats)
+    return usage if promised else UNSET
 
 
 @dataclass(slots=True)
