@@ -13,12 +13,14 @@ class ModelFacts:
     architecture: str
     num_layers: int
     hidden_size: int
+    intermediate_size: int  # of the gated feed-forward block
     num_heads: int
     num_kv_heads: int
     head_dim: int
     vocab_size: int
     max_model_len: int  # the longest context that the position embedding is made for, tokens
     sliding_windows: tuple[int | None, ...]  # a layer: tokens that a token sees, itself included; None is all
+    num_rotary_tables: int  # tables of cosines and sines, one for each kind of layer that turns differently
     num_parameters: int  # stored ones: a tied output head is not counted again
 
     def weight_bytes(self, bytes_per_parameter: int) -> int:
@@ -36,12 +38,14 @@ def model_facts(config: Any) -> ModelFacts:
         architecture=(config.architectures or ["unknown"])[0],
         num_layers=config.num_hidden_layers,
         hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
         num_heads=heads,
         num_kv_heads=config.num_key_value_heads,
         head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
         vocab_size=config.vocab_size,
         max_model_len=_max_model_len(config),
         sliding_windows=sliding_windows(config),
+        num_rotary_tables=2 if config.model_type == "gemma3_text" else 1,
         num_parameters=_num_parameters(config),
     )
 

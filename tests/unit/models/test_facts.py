@@ -20,6 +20,8 @@ def test_parameters_are_counted_as_they_are_built(family, tied):
     built = sum(slot.num_elements for _, slot in model.weight_slots())
     assert facts.num_parameters == built
     assert facts.weight_bytes(2) == 2 * built
+    assert facts.num_rotary_tables == len(model.model.rotary_tables)
+    assert facts.intermediate_size == model.model.layers[0].mlp.down_proj.weight.shape[1]
 
 
 def test_a_token_takes_keys_and_values_of_all_layers():
