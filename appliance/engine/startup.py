@@ -12,7 +12,7 @@ from appliance.config import SchedulingSettings, Settings
 from appliance.engine.core import EngineCore
 from appliance.engine.eos import eos_token_ids
 from appliance.engine.kv_cache.manager import KVCacheManager
-from appliance.engine.kv_cache_plan import DEFAULT_CPU_CACHE_BYTES, KVCachePlan, plan_kv_cache
+from appliance.engine.memory.kv_cache_plan import DEFAULT_CPU_CACHE_BYTES, KVCachePlan, plan_kv_cache
 from appliance.engine.scheduler import Scheduler
 from appliance.engine.scheduler_config import SchedulerConfig
 from appliance.engine.startup_errors import SettingsRefused, StartupError

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from appliance.config import MemorySettings
-from appliance.engine.kv_cache_plan import KVCachePlan, plan_kv_cache
+from appliance.engine.memory.kv_cache_plan import KVCachePlan, plan_kv_cache
 from appliance.engine.startup_errors import SettingsRefused, StartupError
 
 MIB = 2**20

@@ -1,0 +1,47 @@
+"""How large a step on a GPU can get: what the settings say, or what they leave to the engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from appliance.config import PerformanceSettings, Settings
+
+GPU_BLOCK_SIZE = 16  # tokens: small blocks let more prefixes be shared, and the kernels do not need larger ones
+GPU_BATCHED_TOKENS = 8192  # enough for matrix products that fill the GPU
+
+
+@dataclass(frozen=True, slots=True)
+class StepShape:
+    """The largest step, and the batch sizes whose decode steps are recorded."""
+
+    block_size: int  # tokens
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    graph_sizes: tuple[int, ...]  # ascending; empty without CUDA graphs
+
+
+def gpu_step_shape(settings: Settings, max_model_len: int) -> StepShape:
+    """The step that an engine on a GPU makes room for; `max_model_len` is the longest that a request may become."""
+    scheduling = settings.scheduling
+    budget = scheduling.max_num_batched_tokens
+    if budget is None:
+        budget = max(GPU_BATCHED_TOKENS, scheduling.max_num_seqs)
+        if not scheduling.enable_chunked_prefill:
+            budget = max(budget, max_model_len)
+    return StepShape(
+        block_size=settings.memory.block_size or GPU_BLOCK_SIZE,
+        max_num_seqs=scheduling.max_num_seqs,
+        max_num_batched_tokens=budget,
+        graph_sizes=decode_graph_sizes(settings.performance, scheduling.max_num_seqs),
+    )
+
+
+def decode_graph_sizes(performance: PerformanceSettings, max_num_seqs: int) -> tuple[int, ...]:
+    """The batch sizes recorded as CUDA graphs, ascending; a batch runs in the smallest that holds it.
+
+    By default 1, 2, 4, multiples of 8, and `max_num_seqs` itself.
+    """
+    if performance.enforce_eager:
+        return ()
+    sizes = performance.cuda_graph_sizes or (1, 2, 4, *range(8, max_num_seqs, 8), max_num_seqs)
+    return tuple(sorted({size for size in sizes if size <= max_num_seqs}))
