@@ -50,6 +50,7 @@ class Request:
     status: RequestStatus = RequestStatus.WAITING
     row: int = -1  # while running
     num_computed_tokens: int = 0
+    num_ahead: int = 0  # tokens that steps under way will add: their places are known, their ids are not
     num_cached_tokens: int = 0  # prompt tokens found in the prefix cache at the first admission
     num_preemptions: int = 0
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # collected so far, from position 1
@@ -102,6 +103,11 @@ class Request:
     @property
     def num_tokens(self) -> int:
         return len(self.token_ids)
+
+    @property
+    def num_tokens_ahead(self) -> int:
+        """Its length once the steps under way have run, if none of them ends it early."""
+        return len(self.token_ids) + self.num_ahead
 
     @property
     def num_output_tokens(self) -> int:

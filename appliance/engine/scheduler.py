@@ -26,10 +26,11 @@ from appliance.protocol.wire import AddRequest, FinishReason, SchedulerStats, To
 
 @dataclass(slots=True)
 class _Step:
-    """A scheduled step whose outcome is not known yet. `requests` runs in parallel with `SchedulerOutput.rows`."""
+    """A scheduled step whose outcome is not known yet. The first two lists run in parallel with `output.rows`."""
 
     output: SchedulerOutput
     requests: list[Request] = field(default_factory=list)
+    samples: list[bool] = field(default_factory=list)  # whether the step adds a token to the request
     promised_blocks: list[int] = field(default_factory=list)  # indexed ahead of being filled
 
 
@@ -105,7 +106,8 @@ class Scheduler:
         """The next step, or None when there is nothing to compute before another outcome is known.
 
         Each output is owed one `update` or `fail_step`, in order. Steps may be scheduled ahead of them if the runner
-        executes in order; a request whose next token is not known yet is then left out.
+        executes in order and knows the tokens that it sampled itself: a request then goes on behind a token whose id
+        is not known here yet. If that token turns out to end it, what the later steps add is dropped.
         """
         if not self._requests:
             return None
@@ -134,9 +136,10 @@ class Scheduler:
                 continue
             tokens = result.sampled[i]
             error = result.errors.get(i)
-            num_known = output.num_computed_tokens[i] + output.num_scheduled_tokens[i]
-            if error is None and bool(tokens) != (num_known == request.num_tokens):
-                error = f"the model runner returned {len(tokens)} tokens after {num_known} of {request.num_tokens}"
+            request.num_ahead -= step.samples[i]
+            if error is None and bool(tokens) != step.samples[i]:
+                owed = "a token" if step.samples[i] else "none"
+                error = f"the model runner returned {len(tokens)} tokens where {owed} was due"
             if error is not None:
                 # Nobody knows why it failed; if its keys or values are bad, nobody may inherit them.
                 self.kv_cache.withdraw(request.block_ids)
@@ -192,7 +195,13 @@ class Scheduler:
         none of its blocks was promised to the prefix index by it.
         """
         order = sorted(self._running.values(), key=self._waiting.rank)
-        chunks = [request.num_tokens - request.num_computed_tokens for request in order]
+        chunks = [
+            # what is under way may be its last token, which is never computed
+            request.num_tokens_ahead - request.num_computed_tokens
+            if request.num_tokens_ahead < request.max_total_tokens
+            else 0
+            for request in order
+        ]
         budget = self.config.max_num_batched_tokens - chunks.count(1)
         for i, pending in enumerate(chunks):
             if pending > 1:
@@ -203,7 +212,7 @@ class Scheduler:
         for i, (request, num_tokens) in enumerate(zip(order, chunks, strict=True)):
             if i == num_kept:
                 break
-            if num_tokens == 0:
+            if num_tokens <= 0:
                 continue
             blocks = self.kv_cache.grow(request, request.num_computed_tokens + num_tokens)
             while blocks is None and num_kept > i:
@@ -224,6 +233,8 @@ class Scheduler:
         """Admit waiting requests, strictly in the policy's order, until tokens, rows, or blocks are used up."""
         free_unreserved: int | None = None  # blocks; counted when first needed
         while budget and self._free_rows and (request := self._waiting.peek()) is not None:
+            if request.num_ahead:
+                break  # preempted a moment ago: its newest token is on its way, and nobody may overtake it
             if free_unreserved is None:
                 reserved = sum(self.kv_cache.blocks_to_come(running) for running in self._running.values())
                 free_unreserved = self.kv_cache.num_free_blocks - reserved
@@ -295,8 +306,13 @@ class Scheduler:
         output.num_computed_tokens.append(request.num_computed_tokens)
         output.num_scheduled_tokens.append(num_tokens)
         request.num_computed_tokens += num_tokens
-        step.promised_blocks += self.kv_cache.promise(request, request.num_computed_tokens)
+        # Only what is known can be found by its content.
+        num_known_tokens = min(request.num_computed_tokens, request.num_tokens)
+        step.promised_blocks += self.kv_cache.promise(request, num_known_tokens)
+        samples = request.num_computed_tokens == request.num_tokens_ahead
+        request.num_ahead += samples
         step.requests.append(request)
+        step.samples.append(samples)
 
     # ---- the ends of a stay ------------------------------------------------------------------------------------------
 

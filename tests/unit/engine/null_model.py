@@ -64,8 +64,8 @@ class CheckingModel:
         self.num_computed = 0
 
     def execute(self, step: SchedulerOutput, fail: Collection[int] = (), ended: Collection[str] = ()) -> ModelOutput:
-        """`fail`: indexes in `step.rows` whose requests fail; `ended`: requests whose outcome is out already: what they
-        attend to does not matter."""
+        """`fail`: indexes in `step.rows` whose requests fail; `ended`: requests whose outcome is out: behind
+        their last token they write garbage, and nobody may read it."""
         self._update_rows(step)
         assert len(set(step.rows)) == len(step.rows)
         assert all(n > 0 for n in step.num_scheduled_tokens)
@@ -73,17 +73,21 @@ class CheckingModel:
         written: set[int] = set()
         for row, computed, scheduled in work:
             state = self._rows[row]
-            assert computed + scheduled <= len(state.token_ids), "tokens are scheduled that nobody knows"
+            is_over = state.request_id in ended
+            assert is_over or computed + scheduled <= len(state.token_ids), "tokens are scheduled that nobody knows"
             for position in range(computed, computed + scheduled):
                 slot = self._slot(state, position)
                 assert slot not in written, "two requests write the same slot"
                 written.add(slot)
-                self._memory[slot] = state.prefixes[position]
+                self._memory[slot] = state.prefixes[position] if position < len(state.prefixes) else None
         output = ModelOutput(sampled=[])
         for i, (row, computed, scheduled) in enumerate(work):
             state = self._rows[row]
+            if state.request_id in ended:
+                output.sampled.append([])
+                continue
             end = computed + scheduled
-            for position in range(end if state.request_id not in ended else 0):
+            for position in range(end):
                 assert self._memory[self._slot(state, position)] == state.prefixes[position], (
                     f"{state.request_id} would attend to something else at position {position}"
                 )
