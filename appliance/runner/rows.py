@@ -6,6 +6,7 @@ import numpy as np
 
 from appliance.engine.step import NewRow
 from appliance.protocol.sampling_params import SamplingParams
+from appliance.runner.sampling.row_constraints import RowConstraints
 
 GREEDY_BELOW = 1e-5
 MAX_TEMPERATURE = 1e30
@@ -27,8 +28,7 @@ class Rows:
         self.num_logprobs = np.full(max_num_seqs, -1, dtype=np.int64)  # -1: none wanted
         self.num_prompt_logprobs = np.full(max_num_seqs, -1, dtype=np.int64)
         self.constrained = np.zeros(max_num_seqs, dtype=bool)  # logits are edited before sampling
-        self.sampling: list[SamplingParams | None] = [None] * max_num_seqs
-        self.stop_token_ids: list[frozenset[int]] = [frozenset()] * max_num_seqs
+        self.constraints: dict[int, RowConstraints] = {}  # of the constrained rows
 
     def add(self, new: NewRow) -> None:
         row, params, count = new.row, new.sampling, len(new.token_ids)
@@ -46,8 +46,8 @@ class Rows:
             params.prompt_logprobs if new.wants_prompt_logprobs and params.prompt_logprobs is not None else -1
         )
         self.constrained[row] = _edits_logits(params)
-        self.sampling[row] = params
-        self.stop_token_ids[row] = new.stop_token_ids
+        if self.constrained[row]:
+            self.constraints[row] = RowConstraints(params, new.stop_token_ids, new.num_prompt_tokens)
 
     def append(self, rows: np.ndarray, token_ids: np.ndarray) -> None:
         """One sampled token for each of `rows`. The last position of a full row has no place and needs none."""
@@ -57,8 +57,13 @@ class Rows:
         self.num_tokens[rows] += 1
 
     def release(self, row: int) -> None:
-        self.sampling[row] = None
+        self.constraints.pop(row, None)
+        self.constrained[row] = False
         self.num_tokens[row] = 0
+
+    def text(self, row: int) -> np.ndarray:
+        """[num_tokens] int32, a view."""
+        return self.token_ids[row, : self.num_tokens[row]]
 
 
 def _temperature(value: float) -> float:

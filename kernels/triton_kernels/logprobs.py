@@ -9,6 +9,8 @@ import triton.language as tl
 from appliance_kernels.triton_kernels.elementwise_configs import VOCAB_GROUP, VOCAB_TILE, VOCAB_WARPS
 from appliance_kernels.triton_kernels.vocab_search import CAPACITY, gather_candidates, group_threshold
 
+MAX_TOP = 64  # of the most likely tokens, with which few candidates always suffice
+
 
 @triton.jit
 def _scan_kernel(
@@ -149,7 +151,7 @@ def token_logprobs(
     """Meaning as `reference.token_logprobs`: natural logarithms of the softmax, in float32.
 
     logits [N, V] bfloat16, float16 or float32, rows contiguous, as the model made them; `index` [M] integers picks rows
-    (None: all, M = N); tokens [M] integers; top ≤ min(V, 64). Returns, for each: the token's log-probability [M]
+    (None: all, M = N); tokens [M] integers; top ≤ min(V, MAX_TOP). Returns, for each: the token's log-probability [M]
     float32; its rank [M] int32, 1 for the most likely; the `top` largest log-probabilities [M, top] float32,
     descending, and their ids [M, top] int64, lowest first among equals. A row with a NaN has no meaning and does
     no harm.
@@ -157,8 +159,8 @@ def token_logprobs(
     count, (_, vocab) = tokens.shape[0], logits.shape
     if logits.stride(1) != 1:
         raise ValueError("log-probabilities need logits whose rows are contiguous")
-    if not 0 <= top <= min(vocab, 64):
-        raise ValueError(f"top is {top}; it must lie between 0 and {min(vocab, 64)}")
+    if not 0 <= top <= min(vocab, MAX_TOP):
+        raise ValueError(f"top is {top}; it must lie between 0 and {min(vocab, MAX_TOP)}")
     device = logits.device
     own = torch.empty(count, dtype=torch.float32, device=device)
     ranks = torch.empty(count, dtype=torch.int32, device=device)

@@ -19,7 +19,7 @@ from appliance_kernels.triton_kernels.elementwise_configs import VOCAB_GROUP, VO
 from appliance_kernels.triton_kernels.truncated_sampling import sample_truncated
 
 # What `status` says of a row.
-OK, BAD_LOGITS, NO_TOKEN_LEFT = 0, 1, 2
+OK, BROKEN = 0, 1
 
 
 @triton.jit
@@ -96,7 +96,7 @@ def _choose_kernel(
     peak = tl.max(tile_peaks, 0)
     where_best = tl.min(tl.where(tile_peaks == peak, tile, TILES_PAD - 1), 0)
     chosen = tl.sum(tl.where(tile == where_best, tile_best, 0), 0)
-    flag = tl.where(broken | (peak == float("inf")), 1, tl.where(peak == float("-inf"), 2, 0))
+    flag = (broken | (peak == float("inf")) | (peak == float("-inf"))).to(tl.int32)
     tl.store(status + i, flag)
     if SAMPLED:
         row = tl.load(rows + i).to(tl.int64)
@@ -143,8 +143,8 @@ def greedy(
     """The most likely token of each row, the lowest id among equals.
 
     logits [N, V] bfloat16, float16 or float32, rows contiguous. Returns (tokens [N] int64 or as given, status [N]
-    int32: OK; BAD_LOGITS where a logit is NaN or +infinite; NO_TOKEN_LEFT where all are -infinite). Where status isn't
-    OK, the token is a valid id and means nothing.
+    int32: BROKEN where a logit is NaN or +infinite, or all are -infinite; else OK). The token of a broken row is a
+    valid id and means nothing.
     """
     return _run(logits, None, None, tokens, status, truncated=False)
 

@@ -10,11 +10,15 @@ import torch
 from appliance.protocol.wire import TokenLogprobs
 from appliance.runner.rows import Rows
 from appliance.runner.sampling.choose import choose
-from appliance.runner.sampling.constraints import apply_constraints
+from appliance.runner.sampling.constraints import apply_edits, collect_edits, edited_rows
 from appliance.runner.sampling.logprobs import token_logprobs
 
-NO_TOKEN_LEFT = "no token is left to choose: allowed_token_ids, bad_words and min_tokens together exclude them all"
-BAD_LOGITS = "the model produced NaN or infinite logits for this request"
+# What the status of a row may be, on every device.
+OK, BAD_LOGITS, NO_TOKEN_LEFT = 0, 1, 2
+_MESSAGES = {
+    BAD_LOGITS: "the model produced NaN or infinite logits for this request",
+    NO_TOKEN_LEFT: "no token is left to choose: allowed_token_ids, bad_words and min_tokens together exclude them all",
+}
 
 
 @dataclass(slots=True)
@@ -26,15 +30,23 @@ class Sampled:
     errors: dict[int, str]  # by index; the token there means nothing
 
 
+def error_message(status: int) -> str:
+    """What the client of a request is told whose status is not OK."""
+    return _MESSAGES[status]
+
+
 def sample(logits: torch.Tensor, rows: np.ndarray, batch: Rows) -> Sampled:
     """Choose the next token of requests `rows` [N] from `logits` [N, vocab] float32, which is overwritten."""
     # The maximum is NaN or infinite where any logit is NaN or +infinite: one pass tells which requests are broken.
     top = logits.amax(-1)
-    errors = {int(i): BAD_LOGITS for i in torch.nonzero(~top.isfinite()).flatten()}
+    errors = {int(i): error_message(BAD_LOGITS) for i in torch.nonzero(~top.isfinite()).flatten()}
     wanted = np.flatnonzero(batch.num_logprobs[rows] >= 0)
     raw = logits[torch.from_numpy(wanted)] if len(wanted) else None
-    if apply_constraints(logits, rows, batch):
-        errors |= {int(i): NO_TOKEN_LEFT for i in torch.nonzero(logits.amax(-1) == -torch.inf).flatten()}
+    edited = edited_rows(rows, batch)
+    if len(edited):
+        apply_edits(logits, collect_edits(rows[edited], edited, batch))
+        empty = edited[(logits[torch.from_numpy(edited)].amax(-1) == -torch.inf).numpy()]
+        errors = {int(i): error_message(NO_TOKEN_LEFT) for i in empty} | errors
     tokens = choose(
         logits,
         batch.temperature[rows],

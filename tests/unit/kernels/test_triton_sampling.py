@@ -91,20 +91,20 @@ def test_greedy_takes_the_first_of_the_most_likely_tokens(vocab, dtype):
     assert status.tolist() == [sampling.OK] * 4
 
 
-def test_broken_and_impossible_rows_are_told_apart_and_give_valid_ids():
+def test_rows_without_a_finite_maximum_are_broken_and_give_valid_ids():
     logits = logits_of(7, VOCAB, torch.float32)
     logits[1, 5000] = torch.nan
     logits[2] = torch.nan
     logits[3, 17] = torch.inf
     logits[4] = -torch.inf
     logits[5, 1:] = -torch.inf
-    bad, none_left = sampling.BAD_LOGITS, sampling.NO_TOKEN_LEFT
+    bad = sampling.BROKEN
     for temperature in (0.0, 1.0):
         for top_k, top_p in ((0, 1.0), (5, 0.5)):
             params = random_params(7, temperature=[temperature], top_k=[top_k], top_p=[top_p], min_p=[0.0])
             rows = torch.arange(7, device=DEVICE)
             tokens, status = sampling.sample(logits, rows, params, truncated=top_k > 0 or top_p < 1)
-            assert status.tolist() == [0, bad, bad, bad, none_left, 0, 0]
+            assert status.tolist() == [0, bad, bad, bad, bad, 0, 0]
             assert tokens.min() >= 0 and tokens.max() < VOCAB
             assert tokens[5] == 0
 
