@@ -45,12 +45,19 @@ class PrefixIndex:
         self._hash_of[block] = digest
         return True
 
-    def forget(self, block: int) -> None:
-        """The content of `block` goes away; nothing happens when it was not in the index."""
+    def forget(self, block: int) -> bytes | None:
+        """The content of `block` goes away; returns its hash, or None when it was not in the index."""
         digest = self._hash_of[block]
         if digest is not None:
             self._hash_of[block] = None
             del self._block_of[digest]
+        return digest
+
+    def forget_content(self, digest: bytes) -> None:
+        """Nothing happens when no block has it."""
+        block = self._block_of.get(digest)
+        if block is not None:
+            self.forget(block)
 
     def clear(self) -> None:
         for block in self._block_of.values():
