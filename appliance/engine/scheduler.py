@@ -120,6 +120,8 @@ class Scheduler:
         if not step.requests:
             return None
         output = step.output
+        copies = self.kv_cache.take_copies()
+        output.copies_out, output.copies_in = copies.copies_out, copies.copies_in
         output.released_rows = sorted(self._released_rows)
         self._released_rows.clear()
         self._under_way[output.step] = step
@@ -142,7 +144,7 @@ class Scheduler:
                 error = f"the model runner returned {len(tokens)} tokens where {owed} was due"
             if error is not None:
                 # Nobody knows why it failed; if its keys or values are bad, nobody may inherit them.
-                self.kv_cache.withdraw(request.block_ids)
+                self.kv_cache.withdraw_request(request)
                 deltas.append(self._fail(request, error))
                 continue
             if request.wants_prompt_logprobs and (found := result.prompt_logprobs.get(i)):
@@ -159,7 +161,7 @@ class Scheduler:
         """
         lost = {}
         for step in (self._end_step(output), *self._under_way.values()):
-            self.kv_cache.withdraw(step.promised_blocks)
+            self.kv_cache.withdraw(step.promised_blocks, step.output.copies_out)
             lost.update(dict.fromkeys(step.requests))
         deltas = [self._fail(request, message) for request in lost if request.status is not RequestStatus.FINISHED]
         # The runner may have raised before it released these. Whoever took one since then was in one of these steps.
@@ -180,6 +182,9 @@ class Scheduler:
             prompt_tokens=self._prompt_tokens,
             generation_tokens=self._generation_tokens,
             iteration_tokens=self._iteration_tokens,
+            host_cache_usage=self.kv_cache.host_usage,
+            host_cache_hits=self.kv_cache.num_loaded_blocks * self.kv_cache.block_size,
+            num_swapped=self.kv_cache.num_swapped,
         )
 
     def reset_prefix_cache(self) -> None:
@@ -255,7 +260,7 @@ class Scheduler:
 
             self._waiting.pop()
             if prefix is not None:
-                self.kv_cache.take_prefix(request, prefix)
+                step.promised_blocks += self.kv_cache.take_prefix(request, prefix)
             self._start(step, request, num_cached_tokens, num_tokens)
 
     def _start(self, step: _Step, request: Request, num_cached_tokens: int, num_tokens: int) -> None:
@@ -320,6 +325,8 @@ class Scheduler:
         """Back to the queue. Its full blocks stay findable, so resuming is cheap for as long as nobody needs them."""
         self._num_preemptions += 1
         request.num_preemptions += 1
+        if self.config.preemption_mode == "swap" and not request.wants_prompt_logprobs:
+            self.kv_cache.swap_out(request)
         num_blocks = self._leave_row(request)
         request.status = RequestStatus.WAITING
         request.num_computed_tokens = 0
@@ -335,6 +342,7 @@ class Scheduler:
         else:
             request.status = RequestStatus.FINISHED
             self._waiting.discard(request)
+            self.kv_cache.drop_swapped(request)
         del self._requests[request.request_id]
         if request.trace:
             self._emit(request, "finished", reason=reason, blocks_freed=num_blocks)

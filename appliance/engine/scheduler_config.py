@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from appliance.engine.policies import PolicyName
 
@@ -18,6 +19,7 @@ class SchedulerConfig:
     enable_chunked_prefill: bool = True
     long_prefill_token_threshold: int = 0  # most tokens of one prompt in a step; 0: as many as the budget holds
     eos_token_ids: tuple[int, ...] = ()
+    preemption_mode: Literal["recompute", "swap"] = "recompute"
 
     def __post_init__(self) -> None:
         if self.max_num_seqs < 1:

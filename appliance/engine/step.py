@@ -42,6 +42,9 @@ class SchedulerOutput:
     new_rows: list[NewRow] = field(default_factory=list)
     released_rows: list[int] = field(default_factory=list)  # finished or preempted since the last step; free them first
     appended_blocks: dict[int, list[int]] = field(default_factory=dict)  # row -> blocks added to an old row's table
+    # Between the tiers of the key/value cache, before the step writes anything: all copies out, then all copies in.
+    copies_out: list[tuple[int, int]] = field(default_factory=list)  # (device block, host slot)
+    copies_in: list[tuple[int, int]] = field(default_factory=list)  # (host slot, device block)
 
     @property
     def total_tokens(self) -> int:

@@ -11,6 +11,7 @@ import torch
 from appliance.engine.step import ModelOutput, SchedulerOutput
 from appliance.protocol.wire import TokenLogprobs
 from appliance.runner.block_table import BlockTable
+from appliance.runner.host_tier import HostTier
 from appliance.runner.rows import Rows
 from appliance.runner.sampling.logprobs import token_logprobs
 from appliance.runner.sampling.sampler import sample
@@ -49,8 +50,10 @@ class ModelRunner:
         max_model_len: int,
         block_size: int,
         kernel_block_size: int | None = None,
+        host_tier: HostTier | None = None,
     ) -> None:
         self._model = model
+        self._host_tier = host_tier
         self._kv_caches = kv_caches
         self._rows = Rows(max_num_seqs, max_model_len)
         self._table = BlockTable(max_num_seqs, max_model_len, block_size, kernel_block_size or block_size)
@@ -63,6 +66,9 @@ class ModelRunner:
     @torch.inference_mode()
     def execute(self, step: SchedulerOutput) -> ModelOutput:
         """Update rows, run one forward over all scheduled tokens, sample where a request's known tokens end."""
+        if self._host_tier is not None:
+            self._host_tier.copy_out(step.copies_out)
+            self._host_tier.copy_in(step.copies_in)
         self._update_rows(step)
         rows = np.asarray(step.rows, dtype=np.int64)
         computed = np.asarray(step.num_computed_tokens, dtype=np.int64)

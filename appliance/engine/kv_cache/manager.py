@@ -48,6 +48,7 @@ class KVCacheManager:
         self.pool = BlockPool(num_blocks)
         self.index = PrefixIndex(num_blocks)
         self.host = HostTier(num_host_blocks) if num_host_blocks else None
+        self.num_loaded_blocks = 0  # from the host, ever
         self._swapped: dict[str, list[int]] = {}  # request id -> host slots held until it comes back
 
     @property
@@ -235,6 +236,7 @@ class KVCacheManager:
             self.host.load(slot, block)
             self.host.release(slot)
             self.index.add(digest, block)
+        self.num_loaded_blocks += len(blocks)
         return blocks
 
     def _block_hash(self, request: Request, i: int) -> bytes:

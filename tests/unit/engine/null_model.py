@@ -58,6 +58,7 @@ class CheckingModel:
 
     def __init__(self, num_blocks: int, block_size: int, salts: Mapping[str, str] | None = None) -> None:
         self._memory: list[int | None] = [None] * (num_blocks * block_size)
+        self._host: dict[int, list[int | None]] = {}  # by host slot
         self._block_size = block_size
         self._salts = salts if salts is not None else {}
         self._rows: dict[int, _Row] = {}
@@ -66,6 +67,7 @@ class CheckingModel:
     def execute(self, step: SchedulerOutput, fail: Collection[int] = (), ended: Collection[str] = ()) -> ModelOutput:
         """`fail`: indexes in `step.rows` whose requests fail; `ended`: requests whose outcome is out: behind
         their last token they write garbage, and nobody may read it."""
+        self._copy(step)
         self._update_rows(step)
         assert len(set(step.rows)) == len(step.rows)
         assert all(n > 0 for n in step.num_scheduled_tokens)
@@ -105,13 +107,29 @@ class CheckingModel:
         return output
 
     def forget(self, step: SchedulerOutput) -> None:
-        """The step raised: rows are as after it, and what it was to write is garbage."""
+        """The step raised: rows are as after it, and what it was to write or copy is garbage."""
+        garbage: list[int | None] = [None] * self._block_size
+        for _, slot in step.copies_out:
+            self._host[slot] = garbage
+        for _, block in step.copies_in:
+            self._memory[self._of_block(block)] = garbage
         self._update_rows(step)
         for row, computed, scheduled in zip(
             step.rows, step.num_computed_tokens, step.num_scheduled_tokens, strict=True
         ):
             for position in range(computed, computed + scheduled):
                 self._memory[self._slot(self._rows[row], position)] = None
+
+    def _copy(self, step: SchedulerOutput) -> None:
+        for block, slot in step.copies_out:
+            self._host[slot] = self._memory[self._of_block(block)]
+        for slot, block in step.copies_in:
+            self._memory[self._of_block(block)] = self._host[slot]
+        for destinations in ([slot for _, slot in step.copies_out], [block for _, block in step.copies_in]):
+            assert len(set(destinations)) == len(destinations), "a step copies to the same place twice"
+
+    def _of_block(self, block: int) -> slice:
+        return slice(block * self._block_size, (block + 1) * self._block_size)
 
     def _update_rows(self, step: SchedulerOutput) -> None:
         for row in step.released_rows:
@@ -164,10 +182,13 @@ def make_request(prompt: Sequence[int], *, request_id: str | None = None, **fiel
     return AddRequest(request_id or f"request-{next(_request_numbers)}", list(prompt), sampling, **own)
 
 
-def make_scheduler(*, num_blocks: int = 64, block_size: int = 4, caching: bool = True, **fields: Any) -> Scheduler:
+def make_scheduler(
+    *, num_blocks: int = 64, block_size: int = 4, caching: bool = True, num_host_blocks: int = 0, **fields: Any
+) -> Scheduler:
     extra = {k: fields.pop(k) for k in ("clock", "on_event") if k in fields}
     numbers = {"max_num_seqs": 8, "max_num_batched_tokens": 64, "max_model_len": 128, **fields}
-    return Scheduler(SchedulerConfig(**numbers), KVCacheManager(num_blocks, block_size, caching), **extra)
+    kv_cache = KVCacheManager(num_blocks, block_size, caching, num_host_blocks)
+    return Scheduler(SchedulerConfig(**numbers), kv_cache, **extra)
 
 
 class Harness:

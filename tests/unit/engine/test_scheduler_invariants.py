@@ -54,6 +54,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         threshold=st.sampled_from([0, 0, 1, 5]),
         chunked=st.booleans(),
         caching=st.booleans(),
+        num_host_slots=st.sampled_from([0, 0, 4, 12, 60]),
+        preemption_mode=st.sampled_from(["recompute", "swap"]),
         depth=st.integers(1, 3),
     )
     def start(
@@ -66,6 +68,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         threshold: int,
         chunked: bool,
         caching: bool,
+        num_host_slots: int,
+        preemption_mode: str,
         depth: int,
     ) -> None:
         self.engine = Harness(
@@ -78,6 +82,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             enable_chunked_prefill=chunked,
             long_prefill_token_threshold=threshold if chunked else 0,
             caching=caching,
+            num_host_blocks=num_host_slots // block_size if caching else 0,
+            preemption_mode=preemption_mode,
             eos_token_ids=(49,),
         )
         self.depth = depth
@@ -155,6 +161,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.holders_and_reference_counts_agree()
         self.rows_belong_to_one_request_each()
         self.every_request_has_one_outcome_or_lives()
+        self.host_slots_are_held_for_preempted_requests_alone()
 
     def holders_and_reference_counts_agree(self) -> None:
         scheduler = self.engine.scheduler
@@ -189,6 +196,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         waiting = [r for r in scheduler._requests.values() if r.status is RequestStatus.WAITING]
         assert len(waiting) == len(scheduler._waiting)
         assert not any(request.block_ids for request in waiting)
+
+    def host_slots_are_held_for_preempted_requests_alone(self) -> None:
+        scheduler = self.engine.scheduler
+        kv_cache = scheduler.kv_cache
+        waiting = {r.request_id for r in scheduler._requests.values() if r.status is RequestStatus.WAITING}
+        assert kv_cache._swapped.keys() <= waiting
+        if kv_cache.host is not None:
+            held = Counter(kv_cache.host._planned)
+            for slots in kv_cache._swapped.values():
+                held.update(slots)
+            assert kv_cache.host._num_holders == [held[slot] for slot in range(kv_cache.host.num_slots)]
 
     def every_request_has_one_outcome_or_lives(self) -> None:
         living = set(self.engine.scheduler._requests)
