@@ -12,7 +12,12 @@ from appliance.config import SchedulingSettings, Settings
 from appliance.engine.core import EngineCore
 from appliance.engine.eos import eos_token_ids
 from appliance.engine.kv_cache.manager import KVCacheManager
-from appliance.engine.memory.kv_cache_plan import DEFAULT_CPU_CACHE_BYTES, KVCachePlan, plan_kv_cache
+from appliance.engine.memory.kv_cache_plan import (
+    DEFAULT_CPU_CACHE_BYTES,
+    KVCachePlan,
+    model_max_len,
+    plan_kv_cache,
+)
 from appliance.engine.scheduler import Scheduler
 from appliance.engine.scheduler_config import SchedulerConfig
 from appliance.engine.startup_errors import SettingsRefused, StartupError
@@ -77,7 +82,7 @@ def _build(settings: Settings, report: ReportPhase, on_trace: OnTrace | None) ->
         settings.memory,
         block_size=settings.memory.block_size or CPU_BLOCK_SIZE,
         bytes_per_token=facts.kv_bytes_per_token(dtype.itemsize),
-        model_max_len=_model_max_len(settings, facts),
+        model_max_len=model_max_len(settings, facts),
         max_model_len=model.max_model_len,
         usable_bytes=_usable_bytes(settings, _weight_bytes(facts, config, dtype)),
     )
@@ -166,14 +171,6 @@ def _scheduler_config(scheduling: SchedulingSettings, plan: KVCachePlan, eos: fr
         )
     except ValueError as error:
         raise SettingsRefused(str(error)) from error
-
-
-def _model_max_len(settings: Settings, facts: ModelFacts) -> int:
-    longest: int = facts.max_model_len
-    windows = [window for window in facts.sliding_windows if window is not None]
-    if settings.features.disable_sliding_window and windows:
-        longest = min(longest, *windows)  # as long as nothing has left a window, it is full attention
-    return longest
 
 
 def _weight_bytes(facts: ModelFacts, config: Any, dtype: torch.dtype) -> int:
