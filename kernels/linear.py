@@ -27,9 +27,17 @@ def pack_linear_weight(weight: torch.Tensor) -> torch.Tensor | PackedLinearWeigh
 
 
 def linear(
-    x: torch.Tensor, weight: torch.Tensor | PackedLinearWeight, bias: torch.Tensor | None = None
+    x: torch.Tensor,
+    weight: torch.Tensor | PackedLinearWeight,
+    bias: torch.Tensor | None = None,
+    *,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """x [T, K] times weight [N, K] transposed, plus bias [N]; returns [T, N] in x's dtype."""
+    """x [T, K] times weight [N, K] transposed, plus bias [N]; returns [T, N] in x's dtype, in `out` if it is given."""
     if isinstance(weight, PackedLinearWeight):
-        return torch.ops.mkldnn._linear_pointwise(x, weight.data, bias, "none", [], "")
-    return F.linear(x, weight, bias)
+        result = torch.ops.mkldnn._linear_pointwise(x, weight.data, bias, "none", [], "")
+    elif out is not None and bias is None:
+        return torch.mm(x, weight.t(), out=out)
+    else:
+        result = F.linear(x, weight, bias)
+    return result if out is None else out.copy_(result)

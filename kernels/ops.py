@@ -1,25 +1,25 @@
 """The kernels as the models call them. Which implementation runs is decided here and nowhere else.
 
-Without a compiled kernel for the device, the PyTorch reference runs: slow on a GPU, right everywhere.
+On a GPU these are Triton's (`device_ops`). Attention and the cache write follow the kind of metadata, everything else
+the device of its input; so the path of the GPU also runs on the CPU, under Triton's interpreter.
 """
 
 from __future__ import annotations
+
+from functools import cache
+from types import ModuleType
 
 import torch
 
 from appliance_kernels import cpu_attention, cpu_norm, reference
 from appliance_kernels.cpu_norm import PackedNormWeight
+from appliance_kernels.device_metadata import DeviceMetadata
 from appliance_kernels.linear import PackedLinearWeight, linear, pack_linear_weight
 from appliance_kernels.metadata import AttentionMetadata
-from appliance_kernels.reference import (
-    gelu_tanh_and_mul,
-    rotary_and_write_kv,
-    rotary_rows,
-    silu_and_mul,
-)
 
 __all__ = [
     "AttentionMetadata",
+    "DeviceMetadata",
     "PackedLinearWeight",
     "PackedNormWeight",
     "add_rms_norm",
@@ -35,6 +35,13 @@ __all__ = [
 ]
 
 
+@cache
+def _device_ops() -> ModuleType:
+    from appliance_kernels import device_ops  # imports Triton, which a machine without a GPU need not have
+
+    return device_ops
+
+
 def pack_norm_weight(weight: torch.Tensor) -> torch.Tensor | PackedNormWeight:
     """`weight` [H] in the form that the norms take fastest on its device."""
     if weight.device.type != "cpu":
@@ -47,6 +54,8 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor | PackedNormWeight, eps: floa
     """Meaning, shapes and dtypes as `reference.rms_norm`; x [T, H] with a packed weight."""
     if isinstance(weight, PackedNormWeight):
         return cpu_norm.rms_norm(x, weight, eps)
+    if x.is_cuda:
+        return _device_ops().rms_norm(x, weight, eps)
     return reference.rms_norm(x, weight, eps)
 
 
@@ -57,18 +66,63 @@ def add_rms_norm(
     if isinstance(weight, PackedNormWeight):
         residual = residual + x
         return cpu_norm.rms_norm(residual, weight, eps), residual
+    if x.is_cuda:
+        return _device_ops().add_rms_norm(x, residual, weight, eps)
     return reference.add_rms_norm(x, residual, weight, eps)
+
+
+def silu_and_mul(x: torch.Tensor) -> torch.Tensor:
+    """Meaning, shapes and dtypes as `reference.silu_and_mul`."""
+    return _device_ops().silu_and_mul(x) if x.is_cuda else reference.silu_and_mul(x)
+
+
+def gelu_tanh_and_mul(x: torch.Tensor) -> torch.Tensor:
+    """Meaning, shapes and dtypes as `reference.gelu_tanh_and_mul`."""
+    return _device_ops().gelu_tanh_and_mul(x) if x.is_cuda else reference.gelu_tanh_and_mul(x)
+
+
+def rotary_rows(
+    cos_sin: torch.Tensor, metadata: AttentionMetadata | DeviceMetadata, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `rotary_and_write_kv` needs to turn the tokens of a step by the table `cos_sin` [max_len, rot_dim] float32.
+
+    On a GPU the table itself and the positions: the kernel reads its rows. Else as `reference.rotary_rows`.
+    """
+    if isinstance(metadata, DeviceMetadata):
+        return cos_sin, metadata.positions
+    return reference.rotary_rows(cos_sin, metadata.positions, dtype)
+
+
+def rotary_and_write_kv(
+    qkv: torch.Tensor,
+    rotary: tuple[torch.Tensor, torch.Tensor],
+    kv_cache: torch.Tensor,
+    metadata: AttentionMetadata | DeviceMetadata,
+    num_q_heads: int,
+    num_kv_heads: int,
+    qk_norm: tuple[torch.Tensor, torch.Tensor, float] | None = None,
+) -> torch.Tensor:
+    """Meaning, shapes and dtypes as `reference.rotary_and_write_kv`; `rotary` is what `rotary_rows` returned."""
+    if isinstance(metadata, DeviceMetadata):
+        queries: torch.Tensor = _device_ops().rotary_and_write_kv(
+            qkv, *rotary, kv_cache, metadata.slot_mapping, num_q_heads, num_kv_heads, qk_norm
+        )
+        return queries
+    return reference.rotary_and_write_kv(qkv, rotary, kv_cache, metadata, num_q_heads, num_kv_heads, qk_norm)
 
 
 def paged_attention(
     q: torch.Tensor,
     kv_cache: torch.Tensor,
-    metadata: AttentionMetadata,
+    metadata: AttentionMetadata | DeviceMetadata,
     scale: float,
     sliding_window: int | None = None,
     softcap: float | None = None,
 ) -> torch.Tensor:
     """Causal attention over paged keys and values; meaning, shapes and dtypes as `reference.paged_attention`."""
-    if softcap is None and q.device.type == "cpu":
+    if isinstance(metadata, DeviceMetadata):
+        out: torch.Tensor = _device_ops().paged_attention(q, kv_cache, metadata, scale, sliding_window, softcap)
+        return out
+    if softcap is None:
         return cpu_attention.paged_attention(q, kv_cache, metadata, scale, sliding_window)
     return reference.paged_attention(q, kv_cache, metadata, scale, sliding_window, softcap)

@@ -13,8 +13,7 @@ from appliance.models.layers.embedding import Embedding
 from appliance.models.layers.linear import Linear, TiedHead
 from appliance.models.layers.norm import RMSNorm
 from appliance.models.layers.rotary import cos_sin_table
-from appliance_kernels.metadata import AttentionMetadata
-from appliance_kernels.ops import rotary_rows
+from appliance_kernels.ops import AttentionMetadata, DeviceMetadata, rotary_rows
 
 
 class DecoderLayer(Layer, ABC):
@@ -33,9 +32,14 @@ class DecoderLayer(Layer, ABC):
         residual: torch.Tensor,
         rotary: RotaryRows,
         kv_cache: torch.Tensor,
-        metadata: AttentionMetadata,
+        metadata: AttentionMetadata | DeviceMetadata,
+        output_rows: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """`hidden` and `residual` are `[T, H]`; returns the same two, after this layer."""
+        """`hidden` and `residual` are `[T, H]`; returns the same two, after this layer.
+
+        `output_rows` `[N]`, if given, says which tokens somebody will read: the result is `[N, H]`, and what follows
+        attention is computed for them alone. Every token's keys and values are written all the same.
+        """
 
 
 class Decoder(Layer):
@@ -50,13 +54,19 @@ class Decoder(Layer):
         self.rotary_tables = rotary_tables
 
     def __call__(
-        self, input_ids: torch.Tensor, kv_caches: list[torch.Tensor], metadata: AttentionMetadata
+        self,
+        input_ids: torch.Tensor,
+        kv_caches: list[torch.Tensor],
+        metadata: AttentionMetadata | DeviceMetadata,
+        output_rows: torch.Tensor | None,
     ) -> torch.Tensor:
         hidden = self.embed_tokens(input_ids)
         residual = torch.zeros_like(hidden)
-        rotary = [rotary_rows(table, metadata.positions, hidden.dtype) for table in self.rotary_tables]
-        for layer, kv_cache in zip(self.layers, kv_caches, strict=True):
-            hidden, residual = layer(hidden, residual, rotary[layer.rope], kv_cache, metadata)
+        rotary = [rotary_rows(table, metadata, hidden.dtype) for table in self.rotary_tables]
+        last = len(self.layers) - 1
+        for index, (layer, kv_cache) in enumerate(zip(self.layers, kv_caches, strict=True)):
+            wanted = output_rows if index == last else None
+            hidden, residual = layer(hidden, residual, rotary[layer.rope], kv_cache, metadata, wanted)
         return self.norm.add(hidden, residual)[0]
 
 
@@ -92,17 +102,29 @@ class CausalLM(Layer, ABC):
         return None
 
     def __call__(
-        self, input_ids: torch.Tensor, kv_caches: list[torch.Tensor], metadata: AttentionMetadata
+        self,
+        input_ids: torch.Tensor,
+        kv_caches: list[torch.Tensor],
+        metadata: AttentionMetadata | DeviceMetadata,
+        output_rows: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """`input_ids` `[T]` int64, one cache a layer `[num_blocks, 2, Hk, block_size, D]` -> hidden states `[T, H]`."""
-        return self.model(input_ids, kv_caches, metadata)
+        """Hidden states of the tokens `output_rows` `[N]` (integers), `[N, H]`, or of all, `[T, H]`.
 
-    def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """`hidden` `[N, H]` -> `[N, vocab_size]` float32."""
-        logits = self.lm_head(hidden).float()
+        `input_ids` `[T]` integers; one cache a layer, `[num_blocks, 2, Hk, block_size, D]`.
+        """
+        return self.model(input_ids, kv_caches, metadata, output_rows)
+
+    def compute_logits(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """`hidden` `[N, H]` -> `[N, vocab_size]`: float32 on a CPU, in the model's dtype on a GPU, where the samplers
+        read them once and convert on the way. `out`, on a GPU, takes them."""
+        if out is not None and self.logit_softcap is None:
+            return self.lm_head.into(hidden, out)
+        logits = self.lm_head(hidden)
+        if logits.device.type == "cpu":
+            logits = logits.float()
         if self.logit_softcap is not None:
-            logits = torch.tanh(logits / self.logit_softcap) * self.logit_softcap
-        return logits
+            logits = (torch.tanh(logits.float() / self.logit_softcap) * self.logit_softcap).to(logits.dtype)
+        return logits if out is None else out.copy_(logits)
 
 
 def head_dim(config: Any) -> int:

@@ -12,7 +12,7 @@ from appliance.models.facts import sliding_windows
 from appliance.models.layers.attention import Attention, RotaryRows
 from appliance.models.layers.mlp import GatedMLP
 from appliance.models.layers.norm import OffsetRMSNorm
-from appliance_kernels.metadata import AttentionMetadata
+from appliance_kernels.ops import AttentionMetadata, DeviceMetadata
 
 FULL, SLIDING = 0, 1  # the model's two rotary tables
 
@@ -47,10 +47,13 @@ class Gemma3Layer(DecoderLayer):
         residual: torch.Tensor,
         rotary: RotaryRows,
         kv_cache: torch.Tensor,
-        metadata: AttentionMetadata,
+        metadata: AttentionMetadata | DeviceMetadata,
+        output_rows: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         hidden, residual = self.input_layernorm.add(hidden, residual)
-        hidden = self.self_attn(hidden, rotary, kv_cache, metadata)
+        hidden = self.self_attn(hidden, rotary, kv_cache, metadata, output_rows)
+        if output_rows is not None:
+            residual = residual.index_select(0, output_rows)
         hidden = self.post_attention_layernorm(hidden)
         hidden, residual = self.pre_feedforward_layernorm.add(hidden, residual)
         return self.post_feedforward_layernorm(self.mlp(hidden)), residual

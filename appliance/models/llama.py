@@ -10,7 +10,7 @@ from appliance.models.causal_lm import CausalLM, DecoderLayer, head_dim
 from appliance.models.layers.attention import Attention, RotaryRows
 from appliance.models.layers.mlp import GatedMLP
 from appliance.models.layers.norm import RMSNorm
-from appliance_kernels.metadata import AttentionMetadata
+from appliance_kernels.ops import AttentionMetadata, DeviceMetadata
 
 
 class LlamaLayer(DecoderLayer):
@@ -35,10 +35,13 @@ class LlamaLayer(DecoderLayer):
         residual: torch.Tensor,
         rotary: RotaryRows,
         kv_cache: torch.Tensor,
-        metadata: AttentionMetadata,
+        metadata: AttentionMetadata | DeviceMetadata,
+        output_rows: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         hidden, residual = self.input_layernorm.add(hidden, residual)
-        hidden = self.self_attn(hidden, rotary, kv_cache, metadata)
+        hidden = self.self_attn(hidden, rotary, kv_cache, metadata, output_rows)
+        if output_rows is not None:
+            residual = residual.index_select(0, output_rows)
         hidden, residual = self.post_attention_layernorm.add(hidden, residual)
         return self.mlp(hidden), residual
 

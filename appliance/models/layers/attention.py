@@ -7,10 +7,9 @@ import torch
 from appliance.models.layers.base import Layer
 from appliance.models.layers.linear import Linear, MergedLinear
 from appliance.models.layers.norm import RMSNorm
-from appliance_kernels.metadata import AttentionMetadata
-from appliance_kernels.ops import paged_attention, rotary_and_write_kv
+from appliance_kernels.ops import AttentionMetadata, DeviceMetadata, paged_attention, rotary_and_write_kv
 
-RotaryRows = tuple[torch.Tensor, torch.Tensor]  # each token's cosines and sines, see `rotary_rows`
+RotaryRows = tuple[torch.Tensor, torch.Tensor]  # what turns each token, see `rotary_rows`
 
 
 class Attention(Layer):
@@ -47,11 +46,18 @@ class Attention(Layer):
         self.scale = head_dim**-0.5 if scale is None else scale
 
     def __call__(
-        self, hidden: torch.Tensor, rotary: RotaryRows, kv_cache: torch.Tensor, metadata: AttentionMetadata
+        self,
+        hidden: torch.Tensor,
+        rotary: RotaryRows,
+        kv_cache: torch.Tensor,
+        metadata: AttentionMetadata | DeviceMetadata,
+        output_rows: torch.Tensor | None = None,
     ) -> torch.Tensor:
+        """`hidden` `[T, H]` -> `[T, H]`, or only the tokens `output_rows`, `[N, H]`."""
         norms = None if self.q_norm is None else (self.q_norm.weight, self.k_norm.weight, self.eps)
         q = rotary_and_write_kv(
             self.qkv_proj(hidden), rotary, kv_cache, metadata, self.num_heads, self.num_kv_heads, norms
         )
         out = paged_attention(q, kv_cache, metadata, self.scale, self.sliding_window)
-        return self.o_proj(out.flatten(1))
+        out = out.flatten(1)
+        return self.o_proj(out if output_rows is None else out.index_select(0, output_rows))

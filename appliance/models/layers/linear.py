@@ -21,6 +21,10 @@ class Linear(Layer):
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return linear(x, self.weight, self.bias)
 
+    def into(self, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """The same, in memory that is given."""
+        return linear(x, self.weight, self.bias, out=out)
+
     def finalize_weights(self) -> None:
         self.weight = pack_linear_weight(self.weight.data)
 
@@ -54,6 +58,10 @@ class TiedHead(Layer):
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return linear(x, self.weight)
+
+    def into(self, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """The same, in memory that is given."""
+        return linear(x, self.weight, out=out)
 
     def finalize_weights(self) -> None:
         self.weight = pack_linear_weight(self.tied[0].weight.data)

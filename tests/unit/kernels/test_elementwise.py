@@ -60,7 +60,7 @@ def test_keys_and_values_are_stored_rotated_at_their_slots(rot_dim):
     before = qkv.clone().view(tokens, -1, head_dim)
     cache = torch.full((20, 2, kv_heads, block_size, head_dim), torch.nan)
 
-    rows = ops.rotary_rows(cos_sin, metadata.positions, torch.float32)
+    rows = ops.rotary_rows(cos_sin, metadata, torch.float32)
     q = ops.rotary_and_write_kv(qkv, rows, cache, metadata, q_heads, kv_heads)
 
     def rotated(heads: torch.Tensor) -> torch.Tensor:
@@ -84,7 +84,7 @@ def test_query_and_key_norms_come_before_the_rotation():
     cache = torch.zeros(2, 2, 1, 4, 16)
     metadata = random_batch([(3, 3)], 4, 2)  # block 1, the only one but 0
     q_weight, k_weight = torch.randn(2, 16)
-    rows = ops.rotary_rows(cos_sin, torch.arange(3), torch.float32)
+    rows = ops.rotary_rows(cos_sin, metadata, torch.float32)
     q = ops.rotary_and_write_kv(qkv, rows, cache, metadata, 2, 1, (q_weight, k_weight, 1e-6))
     torch.testing.assert_close(q, ops.rms_norm(before[:, :2], q_weight, 1e-6))
     torch.testing.assert_close(cache[1, 0, 0, :3], ops.rms_norm(before[:, 2], k_weight, 1e-6))

@@ -1,0 +1,99 @@
+"""The operations of `ops` on a GPU. Imported only where there is one, as Triton is."""
+
+from __future__ import annotations
+
+import torch
+
+from appliance_kernels.device_metadata import DeviceMetadata
+from appliance_kernels.triton_kernels.activation import gelu_tanh_and_mul, silu_and_mul
+from appliance_kernels.triton_kernels.attention_configs import decode_config
+from appliance_kernels.triton_kernels.attention_decode import DecodePlan, decode_attention, plan_decode
+from appliance_kernels.triton_kernels.attention_mixed import mixed_attention
+from appliance_kernels.triton_kernels.attention_shared_prefix import shared_prefix_decode_attention
+from appliance_kernels.triton_kernels.norm import add_rms_norm, rms_norm
+from appliance_kernels.triton_kernels.rotary_kv import rotary_and_write_kv
+
+__all__ = [
+    "add_rms_norm",
+    "gelu_tanh_and_mul",
+    "paged_attention",
+    "rms_norm",
+    "rotary_and_write_kv",
+    "silu_and_mul",
+]
+
+
+def paged_attention(
+    q: torch.Tensor,
+    kv_cache: torch.Tensor,
+    metadata: DeviceMetadata,
+    scale: float,
+    sliding_window: int | None,
+    softcap: float | None,
+) -> torch.Tensor:
+    """q [T, Hq, D], heads contiguous; meaning as `reference.paged_attention`. Rows of padding get zeros or stay unset."""
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    count = metadata.num_decodes
+    if count:
+        _decode(q[:count], kv_cache, metadata, scale, sliding_window, softcap, out[:count])
+    if metadata.query_start is not None:
+        mixed_attention(
+            q[count:],
+            kv_cache,
+            metadata.block_tables[count:],
+            metadata.query_start,
+            metadata.seq_lens[count:],
+            scale,
+            sliding_window=sliding_window,
+            softcap=softcap,
+            out=out[count:],
+        )
+    return out
+
+
+def _decode(
+    q: torch.Tensor,
+    kv_cache: torch.Tensor,
+    metadata: DeviceMetadata,
+    scale: float,
+    sliding_window: int | None,
+    softcap: float | None,
+    out: torch.Tensor,
+) -> None:
+    count = metadata.num_decodes
+    tables, lengths = metadata.block_tables[:count], metadata.seq_lens[:count]
+    plan = metadata.plans.get(sliding_window)
+    if plan is None:
+        plan = metadata.plans[sliding_window] = _plan(q, kv_cache, metadata, lengths, sliding_window)
+    options = {"sliding_window": sliding_window, "softcap": softcap, "out": out, "plan": plan}
+    shared = metadata.shared
+    if shared is None:
+        decode_attention(q, kv_cache, tables, lengths, scale, workspace=metadata.workspace, **options)
+    else:
+        shared_prefix_decode_attention(
+            q,
+            kv_cache,
+            tables,
+            lengths,
+            scale,
+            prefix_table=shared.table,
+            num_shared_tokens=shared.num_tokens,
+            workspace=shared.workspace,
+            **options,
+        )
+
+
+def _plan(
+    q: torch.Tensor,
+    kv_cache: torch.Tensor,
+    metadata: DeviceMetadata,
+    lengths: torch.Tensor,
+    sliding_window: int | None,
+) -> DecodePlan:
+    return plan_decode(
+        lengths,
+        kv_cache.shape[2],
+        decode_config(q.device, q.shape[2], q.dtype),
+        sliding_window=sliding_window,
+        num_shared_tokens=None if metadata.shared is None else metadata.shared.num_tokens,
+    )
