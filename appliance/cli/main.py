@@ -32,6 +32,7 @@ COMMANDS = (
     Command("config", "show, explain and check settings", "appliance.cli.config_command"),
     Command("model inspect", "show what a model is and what it costs", "appliance.cli.model_inspect"),
     Command("model pull", "fetch a model into a local folder", "appliance.cli.model_pull"),
+    Command("plan", "show whether a model fits a GPU, without one", "appliance.cli.plan"),
     Command("serve", "serve a model over HTTP", "appliance.cli.serve"),
     Command("trace", "show the life of one request, step by step", "appliance.cli.trace"),
     Command("version", "print the version", "appliance.cli.version_command"),

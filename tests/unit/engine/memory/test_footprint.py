@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import dataclasses
+
+from appliance.config import PerformanceSettings, Settings, resolve_values
+from appliance.engine.memory.footprint import activation_bytes, estimated_footprint, graph_bytes
+from appliance.engine.memory.gpus import GPUS
+from appliance.engine.memory.step_shape import StepShape, decode_graph_sizes, gpu_step_shape
+from tests.support.model_shapes import LLAMA_3_1_8B, QWEN3_0_6B
+
+HOPPER, AMPERE = (9, 0), (8, 0)
+SHAPE = StepShape(block_size=16, max_num_seqs=256, max_num_batched_tokens=8192, graph_sizes=(1, 2, 4, 256))
+
+
+def test_an_8b_model_takes_16_gb_of_weights_and_67_mb_of_rotary_tables() -> None:
+    footprint = estimated_footprint(LLAMA_3_1_8B, SHAPE, GPUS["h100"], 2, 131072)
+    assert footprint.weights == 16_060_522_496 + 131072 * 128 * 4
+
+
+def test_the_state_of_requests_is_a_row_of_token_ids_and_blocks_each() -> None:
+    footprint = estimated_footprint(LLAMA_3_1_8B, SHAPE, GPUS["h100"], 2, 4096)
+    assert footprint.state == 257 * (4096 + 256) * 4 + 8192 * 40 + 16 * 2**20
+
+
+def test_the_largest_step_peaks_at_the_gated_product_of_a_layer() -> None:
+    # A token: four of 4096, gate and up and their product of 14336 each, cosines and sines of 128; two bytes each.
+    per_token = (4 * 4096 + 3 * 14336 + 128) * 2
+    assert activation_bytes(LLAMA_3_1_8B, SHAPE, 2, HOPPER) == 8192 * per_token + 32 * 2**20
+
+
+def test_a_step_of_few_tokens_peaks_at_its_logits() -> None:
+    few = dataclasses.replace(SHAPE, max_num_batched_tokens=256)
+    logits = 256 * (2 * 151936 + 1024) * 2
+    assert activation_bytes(QWEN3_0_6B, few, 2, HOPPER) == logits + 256 * 1024 * 2 + 32 * 2**20
+
+
+def test_a_wide_attention_counts_more_than_a_narrow_feed_forward_block() -> None:
+    wide = dataclasses.replace(LLAMA_3_1_8B, num_heads=128)
+    per_token = (4 * 4096 + (128 + 16 + 2 * 128) * 128 + 128) * 2
+    assert activation_bytes(wide, SHAPE, 2, HOPPER) == 8192 * per_token + 32 * 2**20
+
+
+def test_cublas_takes_a_larger_workspace_on_hopper() -> None:
+    difference = activation_bytes(LLAMA_3_1_8B, SHAPE, 2, HOPPER) - activation_bytes(LLAMA_3_1_8B, SHAPE, 2, AMPERE)
+    assert difference == (32 - 8) * 2**20 - 128 * 1024
+
+
+def test_graphs_share_one_pool_and_cost_the_driver_something_each() -> None:
+    four = graph_bytes(LLAMA_3_1_8B, SHAPE, 2, HOPPER)
+    two = graph_bytes(LLAMA_3_1_8B, dataclasses.replace(SHAPE, graph_sizes=(1, 256)), 2, HOPPER)
+    assert four - two == 2 * 32 * 64 * 1024
+    assert graph_bytes(LLAMA_3_1_8B, dataclasses.replace(SHAPE, graph_sizes=()), 2, HOPPER) == 0
+
+
+def test_a_tied_head_is_not_counted_again() -> None:
+    footprint = estimated_footprint(QWEN3_0_6B, SHAPE, GPUS["h100"], 2, 40960)
+    assert footprint.weights == 596_049_920 * 2 + 40960 * 128 * 4
+
+
+def test_other_programs_count_beside_the_driver() -> None:
+    busy = dataclasses.replace(GPUS["l4"], other_bytes=5 * 2**30)
+    footprint = estimated_footprint(QWEN3_0_6B, SHAPE, busy, 2, 40960)
+    assert footprint.other == GPUS["l4"].driver_bytes + 5 * 2**30
+
+
+def test_a_step_on_a_gpu_is_large_unless_settings_say_otherwise() -> None:
+    assert gpu_step_shape(Settings(), 131072).max_num_batched_tokens == 8192
+    assert gpu_step_shape(Settings(), 131072).block_size == 16
+    whole = resolve_values({"enable_chunked_prefill": False}).settings
+    assert gpu_step_shape(whole, 131072).max_num_batched_tokens == 131072
+    small = resolve_values({"max_num_batched_tokens": 512, "block_size": 32, "max_num_seqs": 8}).settings
+    assert gpu_step_shape(small, 131072) == StepShape(32, 8, 512, (1, 2, 4, 8))
+
+
+def test_graphs_are_recorded_for_few_sizes_up_to_the_largest_batch() -> None:
+    assert decode_graph_sizes(PerformanceSettings(), 20) == (1, 2, 4, 8, 16, 20)
+    assert decode_graph_sizes(PerformanceSettings(), 1) == (1,)
+    assert decode_graph_sizes(PerformanceSettings(cuda_graph_sizes=(64, 8, 512)), 256) == (8, 64)
+    assert decode_graph_sizes(PerformanceSettings(enforce_eager=True), 256) == ()
