@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -28,7 +29,6 @@ from appliance.protocol.wire import (
     SchedulerStats,
     StepOutputs,
     ToEngine,
-    TokenDelta,
     TraceEvent,
     decode_from_engine,
     encode,
@@ -145,13 +145,13 @@ class EngineClient:
 
     # ---- requests ------------------------------------------------------------------------------------------------
 
-    async def generate(self, request: AddRequest) -> AsyncIterator[TokenDelta]:
-        """Deltas of one sequence until the one with a finish reason, which is the last.
+    @contextmanager
+    def generate(self, request: AddRequest) -> Iterator[DeltaStream]:
+        """The deltas of one sequence, the last one with a finish reason. Leaving the block before it came aborts it.
 
-        The request is sent when the iteration starts. Closing or cancelling the iteration aborts it at once; wrap it
-        in `contextlib.aclosing` where the loop may be left early. A consumer that is slower than the engine gets
-        several steps' tokens in one delta. A request that the engine cannot take ends in a delta with finish reason
-        "error". Raises `EngineUnavailable` if the engine is not ready or stuck, or dies or hangs before the end.
+        A consumer that is slower than the engine gets several steps' tokens in one delta. A request that the engine
+        cannot take ends in a delta with finish reason "error". Raises `EngineUnavailable` if the engine is not ready or
+        stuck; the stream does if it dies or hangs before the end.
         """
         if self._connection is None or self._ready is None:
             raise EngineUnavailable(f"The engine is not ready: {self._detail or self._phase}")
@@ -164,16 +164,12 @@ class EngineClient:
         stream = DeltaStream()
         self._streams[request.request_id] = stream
         self._connection.send(request)
-        finished = False
         try:
-            while not finished:
-                delta = await stream.take()
-                finished = delta.finish_reason is not None
-                yield delta
+            yield stream
         finally:
             if self._streams.get(request.request_id) is stream:
                 del self._streams[request.request_id]
-                if not finished and self._connection is not None:
+                if not stream.is_complete and self._connection is not None:
                     self._connection.send(AbortRequests([request.request_id]))
 
     async def reset_prefix_cache(self) -> None:
@@ -234,14 +230,26 @@ class EngineClient:
         for stream in streams.values():
             stream.fail(EngineUnavailable(reason))
 
-    def _received(self, message: FromEngine) -> None:
+    def _received(self, messages: Iterable[FromEngine]) -> None:
+        """Take in what arrived together. Each stream gets all that is in it for it at once: several steps' tokens when
+        the server does not keep up, which makes it faster."""
+        due: list[DeltaStream] = []
+        try:
+            for message in messages:
+                if isinstance(message, StepOutputs):
+                    self._heard(message.stats, self._engine_busy)
+                    for delta in message.outputs:
+                        stream = self._streams.get(delta.request_id)
+                        if stream is not None and stream.put(delta):
+                            due.append(stream)
+                else:
+                    self._handle(message)
+        finally:
+            for stream in due:
+                stream.deliver()
+
+    def _handle(self, message: Heartbeat | PhaseChange | EngineReady | TraceEvent) -> None:
         match message:
-            case StepOutputs():
-                self._heard(message.stats, self._engine_busy)
-                for delta in message.outputs:
-                    stream = self._streams.get(delta.request_id)
-                    if stream is not None:
-                        stream.put(delta)
             case Heartbeat():
                 self._heard(message.stats, message.busy)
             case PhaseChange():
@@ -306,8 +314,7 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         try:
-            for body in self._splitter.feed(data):
-                self._client._received(decode_from_engine(body))
+            self._client._received(decode_from_engine(body) for body in self._splitter.feed(data))
         except (FrameError, msgspec.MsgspecError) as error:
             log.error("The engine sent something that is not in the protocol (%s); reconnecting", error)
             self.close()

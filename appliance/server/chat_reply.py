@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,10 +19,11 @@ from appliance.protocol.openai.chat import (
 )
 from appliance.protocol.openai.common import Usage
 from appliance.server.context import SYSTEM_FINGERPRINT
-from appliance.server.generation import Generation, Part
+from appliance.server.generation import Generation, Sequence
 from appliance.server.intake import Prompt
 from appliance.server.logprobs import chat_logprobs, prompt_logprobs
 from appliance.server.reply import Collected, ReplyHead, announced_usage
+from appliance.text.sequence import SequenceDelta
 from appliance.text.tokenizer import Tokenizer
 
 
@@ -62,9 +64,8 @@ class ChatReply:
             response.prompt_token_ids = self.prompt.token_ids
         return response
 
-    def chunk(self, part: Part, usage: Usage | None) -> ChatCompletionChunk | None:
+    def chunk(self, sequence: Sequence, delta: SequenceDelta, usage: Usage | None) -> ChatCompletionChunk | None:
         """None for a part that shows nothing yet. The first chunk of a choice has its role."""
-        sequence, delta = part
         first = sequence.index not in self._begun
         silent = not delta.text and delta.finish_reason is None and not delta.logprobs
         if silent and not first and not self.request.return_token_ids:
@@ -86,6 +87,12 @@ class ChatReply:
             chunk.prompt_token_ids = self.prompt.token_ids
         self._begun.add(sequence.index)
         return chunk
+
+    def text_chunk(self, index: int) -> Callable[[str], ChatCompletionChunk] | None:
+        """Makes `chunk` of a part that only adds text to a choice which has begun; None if it takes more than that."""
+        if self.request.return_token_ids:
+            return None
+        return lambda text: self._chunk([ChatChunkChoice(index=index, delta=ChatDelta(content=text))], None)
 
     def usage_chunk(self, usage: Usage) -> ChatCompletionChunk:
         return self._chunk([], usage)

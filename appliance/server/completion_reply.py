@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from appliance.protocol.openai.common import Usage
@@ -13,10 +14,11 @@ from appliance.protocol.openai.completions import (
 )
 from appliance.protocol.wire import TokenLogprobs
 from appliance.server.context import SYSTEM_FINGERPRINT
-from appliance.server.generation import Generation, Part, Sequence
+from appliance.server.generation import Generation, Sequence
 from appliance.server.intake import Prompt
 from appliance.server.logprobs import TokenIdsAsNames, TokenNames, completion_logprobs, prompt_logprobs
 from appliance.server.reply import Collected, ReplyHead, announced_usage
+from appliance.text.sequence import SequenceDelta
 from appliance.text.tokenizer import Tokenizer
 
 
@@ -60,9 +62,8 @@ class CompletionReply:
             usage=generation.usage(),
         )
 
-    def chunk(self, part: Part, usage: Usage | None) -> CompletionChunk | None:
+    def chunk(self, sequence: Sequence, delta: SequenceDelta, usage: Usage | None) -> CompletionChunk | None:
         """None for a part that shows nothing yet."""
-        sequence, delta = part
         first = sequence.index not in self._offsets
         silent = not delta.text and delta.finish_reason is None and not delta.logprobs
         if silent and not (first and self.request.echo) and not self._shows_ids:
@@ -71,6 +72,12 @@ class CompletionReply:
         choice.finish_reason = delta.finish_reason
         choice.stop_reason = delta.stop_reason
         return self._chunk([choice], usage)
+
+    def text_chunk(self, index: int) -> Callable[[str], CompletionChunk] | None:
+        """Makes `chunk` of a part that only adds text to a choice which has begun; None if it takes more than that."""
+        if self._shows_ids or asks_for_prompt_only(self.request):
+            return None
+        return lambda text: self._chunk([CompletionChoice(index=index, text=text)], None)
 
     def usage_chunk(self, usage: Usage) -> CompletionChunk:
         return self._chunk([], usage)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
-from contextlib import aclosing
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import cast
+from typing import Protocol
 
 import msgspec
 
@@ -36,8 +35,14 @@ class Sequence:
     prefill_time: float | None = None
 
 
-Part = tuple[Sequence, SequenceDelta]
-Sink = Callable[[list[Part]], Awaitable[None]]  # gets what is due, one or more parts
+class Sink(Protocol):
+    """Gets what is due."""
+
+    def take(self, sequence: Sequence, part: SequenceDelta) -> bool:
+        """Called for each part of each sequence, where it arrives. False: no more until `ready` returns."""
+        ...
+
+    async def ready(self) -> None: ...
 
 
 class Generation:
@@ -70,12 +75,15 @@ class Generation:
         n = len(self.sequences) // (self.sequences[-1].prompt_index + 1)
         self._metrics.request_started(n, first.request.sampling.max_tokens or 0)
         self._record.prompt_tokens = self.usage().prompt_tokens
-        if len(self.sequences) > 1:
-            await self._run_many(sink)
+        if len(self.sequences) == 1:
+            await self._follow(first, sink)
             return
-        async with aclosing(self._parts(first)) as parts:
-            async for part in parts:
-                await sink([part])
+        try:
+            async with asyncio.TaskGroup() as group:
+                for sequence in self.sequences:
+                    group.create_task(self._follow(sequence, sink))
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
 
     def usage(self) -> Usage:
         """Tokens so far. The prompt of `n` sequences counts once."""
@@ -89,58 +97,42 @@ class Generation:
             prompt_tokens_details=PromptTokensDetails(cached_tokens=sum(s.num_cached_tokens for s in first_of_prompt)),
         )
 
-    async def _run_many(self, sink: Sink) -> None:
-        queue: asyncio.Queue[Part | None] = asyncio.Queue()  # None: a sequence has ended
+    async def _follow(self, sequence: Sequence, sink: Sink) -> None:
+        stream, one_by_one = sequence.stream, bool(sequence.request.sampling.stop)
 
-        async def pump(sequence: Sequence) -> None:
-            async with aclosing(self._parts(sequence)) as parts:
-                async for part in parts:
-                    queue.put_nowait(part)
-            queue.put_nowait(None)
+        def consume(delta: TokenDelta) -> bool:
+            if delta.finish_reason == "error":
+                raise EngineError(delta.error or "The engine failed on this request.")
+            if delta.finish_reason == "abort":
+                raise EngineUnavailable("The engine gave this request up; send it again.")
+            self._note(sequence, delta)
+            wants_more = True
+            for piece in _pieces(delta) if one_by_one else (delta,):
+                part = stream.push(piece)
+                assert part is not None, "no piece follows the one that finished the sequence"
+                wants_more = sink.take(sequence, part)
+                if part.finish_reason is not None:
+                    return False
+            return wants_more
 
-        try:
-            async with asyncio.TaskGroup() as group:
-                for sequence in self.sequences:
-                    group.create_task(pump(sequence))
-                running = len(self.sequences)
-                while running:
-                    items = [await queue.get()]
-                    while not queue.empty():
-                        items.append(queue.get_nowait())
-                    running -= items.count(None)
-                    parts = [item for item in items if item is not None]
-                    if parts:
-                        await sink(parts)
-        except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None
-
-    async def _parts(self, sequence: Sequence) -> AsyncGenerator[Part, None]:
         outcome = "abort"
         try:
-            deltas = cast("AsyncGenerator[TokenDelta, None]", self._engine.generate(sequence.request))
-            async with aclosing(deltas):
-                async for delta in deltas:
-                    if delta.finish_reason == "error":
-                        raise EngineError(delta.error or "The engine failed on this request.")
-                    if delta.finish_reason == "abort":
-                        raise EngineUnavailable("The engine gave this request up; send it again.")
-                    self._note(sequence, delta)
-                    for piece in _pieces(delta, one_by_one=bool(sequence.request.sampling.stop)):
-                        part = sequence.stream.push(piece)
-                        assert part is not None, "no piece follows the one that finished the sequence"
-                        outcome = part.finish_reason or outcome
-                        yield sequence, part
-                        if part.finish_reason is not None:
-                            return
+            with self._engine.generate(sequence.request) as deltas:
+                while True:
+                    await deltas.feed(consume)
+                    if stream.finish_reason is not None:
+                        break
+                    await sink.ready()
         except EngineError:
             outcome = "error"
             raise
         finally:
-            self._ended(sequence, outcome)
+            self._ended(sequence, stream.finish_reason or outcome)
 
     def _note(self, sequence: Sequence, delta: TokenDelta) -> None:
         now = time.monotonic()
-        sequence.num_cached_tokens = max(sequence.num_cached_tokens, delta.num_cached_tokens)
+        if delta.num_cached_tokens:
+            sequence.num_cached_tokens = max(sequence.num_cached_tokens, delta.num_cached_tokens)
         if delta.prompt_logprobs is not None:
             sequence.prompt_logprobs = delta.prompt_logprobs
         if sequence.first_token is not None:
@@ -172,9 +164,9 @@ class Generation:
         )
 
 
-def _pieces(delta: TokenDelta, *, one_by_one: bool) -> Iterator[TokenDelta]:
-    """`delta`, or its tokens one by one, so that none counts that follows the one which completes a stop string."""
-    if not one_by_one or len(delta.token_ids) < 2:
+def _pieces(delta: TokenDelta) -> Iterator[TokenDelta]:
+    """The tokens of `delta` one by one, so that none counts that follows the one which completes a stop string."""
+    if len(delta.token_ids) < 2:
         yield delta
         return
     last = len(delta.token_ids) - 1

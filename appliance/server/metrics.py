@@ -14,6 +14,7 @@ from appliance.engine.client import EngineClient
 from appliance.protocol.wire import FinishReason, SchedulerStats
 from appliance.server.admission import Reason
 from appliance.server.engine_collector import EngineCollector
+from appliance.server.latency_histogram import LatencyHistogram
 from appliance.server.limits import TimeLimits
 from appliance.server.request_record import Outcome
 from appliance.version import __version__
@@ -79,9 +80,13 @@ class Metrics:
             get_args(FinishReason),
         )
         self._ttft = self._histogram("vllm:time_to_first_token_seconds", "Time to the first token", _TTFT)
-        self._itl = self._histogram(
-            "vllm:inter_token_latency_seconds", "Time between two deliveries of tokens", _TOKEN_TIME
+        self._itl = LatencyHistogram(
+            "vllm:inter_token_latency_seconds",
+            "Time between two deliveries of tokens",
+            _TOKEN_TIME,
+            {"model_name": model_name, "engine": "0"},
         )
+        self.registry.register(self._itl)
         self._tpot = self._histogram(
             "vllm:time_per_output_token_seconds", "Mean time per token after the first, by sequence", _TOKEN_TIME
         )

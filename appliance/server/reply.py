@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import msgspec
 from aiohttp import web
@@ -13,11 +14,13 @@ from msgspec import UNSET, UnsetType
 
 from appliance.protocol.openai.common import StreamOptions, Usage
 from appliance.protocol.wire import FinishReason, TokenLogprobs
+from appliance.server.chunk_template import ChunkTemplate
 from appliance.server.context import ServerContext
 from appliance.server.errors import as_api_error
-from appliance.server.generation import Generation, Part
+from appliance.server.generation import Generation, Sequence
 from appliance.server.request_record import RECORD, RequestRecord
 from appliance.server.sse import DONE, EventStream, event
+from appliance.text.sequence import SequenceDelta
 
 
 @dataclass(slots=True)
@@ -54,22 +57,72 @@ class Collected:
         return "".join(self.texts)
 
 
+class _Collector:
+    """A `Sink` that keeps everything."""
+
+    def __init__(self, results: list[Collected]) -> None:
+        self._results = results
+
+    def take(self, sequence: Sequence, part: SequenceDelta) -> bool:
+        result = self._results[sequence.index]
+        result.texts.append(part.text)
+        result.token_ids += part.token_ids
+        result.logprobs += part.logprobs or ()
+        result.finish_reason = part.finish_reason
+        result.stop_reason = part.stop_reason
+        return True
+
+    async def ready(self) -> None:
+        return
+
+
 async def collect(generation: Generation, context: ServerContext, record: RequestRecord) -> list[Collected]:
     """All sequences, once they have ended."""
     results = [Collected() for _ in generation.sequences]
-
-    async def sink(parts: list[Part]) -> None:
-        for sequence, delta in parts:
-            result = results[sequence.index]
-            result.texts.append(delta.text)
-            result.token_ids += delta.token_ids
-            result.logprobs += delta.logprobs or ()
-            result.finish_reason = delta.finish_reason
-            result.stop_reason = delta.stop_reason
-
     async with context.limits.limit(record.started):
-        await generation.run(sink)
+        await generation.run(_Collector(results))
     return results
+
+
+class StreamedReply(Protocol):
+    """Makes the chunks of one reply."""
+
+    def chunk(self, sequence: Sequence, part: SequenceDelta, usage: Usage | None) -> msgspec.Struct | None:
+        """None: nothing to send."""
+        ...
+
+    def text_chunk(self, index: int) -> Callable[[str], msgspec.Struct] | None:
+        """Makes `chunk` of a part that only adds text to a choice which has begun; None if it takes more than that."""
+        ...
+
+    def usage_chunk(self, usage: Usage) -> msgspec.Struct: ...
+
+
+class _Streamer:
+    """A `Sink` that sends each part as one event."""
+
+    def __init__(
+        self, generation: Generation, reply: StreamedReply, options: StreamOptions | None, events: EventStream
+    ) -> None:
+        self._generation = generation
+        self._reply = reply
+        self._events = events
+        self._continuous = options is not None and bool(options.continuous_usage_stats)
+        self._templates: dict[int, ChunkTemplate | None] = {}  # by choice, once it has begun
+        self.ready = events.ready
+
+    def take(self, sequence: Sequence, part: SequenceDelta) -> bool:
+        template = self._templates.get(sequence.index)
+        if template is not None and part.finish_reason is None and part.logprobs is None:
+            return self._events.send(template.event(part.text)) if part.text else True
+        usage = self._generation.usage() if self._continuous else None
+        chunk = self._reply.chunk(sequence, part, usage)
+        if chunk is None:
+            return True
+        if sequence.index not in self._templates:
+            make = None if self._continuous else self._reply.text_chunk(sequence.index)
+            self._templates[sequence.index] = None if make is None else ChunkTemplate(make)
+        return self._events.send(_encoded(chunk))
 
 
 async def stream(
@@ -77,27 +130,18 @@ async def stream(
     context: ServerContext,
     generation: Generation,
     options: StreamOptions | None,
-    chunk: Callable[[Part, Usage | None], msgspec.Struct | None],
-    usage_chunk: Callable[[Usage], msgspec.Struct],
+    reply: StreamedReply,
 ) -> web.StreamResponse:
-    """Sends `chunk` of every part (None: nothing to send), the usage if asked for, and the end.
+    """Sends the chunks of `reply`, the usage if asked for, and the end.
 
     An error after the headers is an event of its own, after which the stream ends without `[DONE]`.
     """
-    continuous = options is not None and bool(options.continuous_usage_stats)
     async with EventStream(request) as events:
-
-        async def sink(parts: list[Part]) -> None:
-            usage = generation.usage() if continuous else None
-            due = _encoded(chunk(part, usage) for part in parts)
-            if due:
-                await events.send(due)
-
         try:
             async with context.limits.limit(request[RECORD].started):
-                await generation.run(sink)
-                last = usage_chunk(generation.usage()) if options is not None and options.include_usage else None
-                await events.send(_encoded([last]) + DONE)
+                await generation.run(_Streamer(generation, reply, options, events))
+                include_usage = options is not None and options.include_usage
+                events.send((_encoded(reply.usage_chunk(generation.usage())) if include_usage else b"") + DONE)
         except ConnectionError:
             raise
         except Exception as error:
@@ -105,9 +149,9 @@ async def stream(
             api_error = as_api_error(error, record.request_id)
             record.outcome = api_error.outcome
             record.error_code = api_error.code
-            await events.send(event(api_error.body()))
+            events.send(event(api_error.body()))
     return events.response
 
 
-def _encoded(chunks: Iterable[msgspec.Struct | None]) -> bytes:
-    return b"".join(event(msgspec.json.encode(chunk)) for chunk in chunks if chunk is not None)
+def _encoded(chunk: msgspec.Struct) -> bytes:
+    return event(msgspec.json.encode(chunk))

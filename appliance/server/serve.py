@@ -21,10 +21,16 @@ from appliance.text.load_tokenizer import load_tokenizer
 log = logging.getLogger(__name__)
 
 
-async def serve(settings: Settings, *, on_listening: Callable[[str], None] | None = None) -> None:
+async def serve(
+    settings: Settings,
+    *,
+    on_listening: Callable[[str], None] | None = None,
+    engine_command: Callable[[Path, Path], list[str]] = engine_command,
+) -> None:
     """Serve until SIGTERM or SIGINT, then drain. A second signal ends the drain at once.
 
-    `on_listening` gets the URL as soon as connections are accepted, before the model is loaded.
+    `on_listening` gets the URL as soon as connections are accepted, before the model is loaded. `engine_command` makes
+    the command that starts an engine, from its socket and its settings file.
     """
     loop = asyncio.get_running_loop()
     stop, hurry = asyncio.Event(), asyncio.Event()

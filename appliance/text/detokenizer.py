@@ -35,7 +35,10 @@ class ByteDetokenizer:
     def push(self, token_ids: Sequence[int]) -> str:
         """The text that `token_ids` completes."""
         skipped, token_bytes = self._skipped, self._tokenizer.token_bytes
-        data = b"".join([token_bytes(i) for i in token_ids if i not in skipped])
+        if len(token_ids) == 1:  # nearly always
+            data = b"" if token_ids[0] in skipped else token_bytes(token_ids[0])
+        else:
+            data = b"".join([token_bytes(i) for i in token_ids if i not in skipped])
         if self._at_start and data:
             self._at_start = False
             data = data.removeprefix(b" ")

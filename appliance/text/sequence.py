@@ -10,6 +10,8 @@ from appliance.protocol.wire import FinishReason, TokenDelta, TokenLogprobs
 from appliance.text.stream import TextDelta, TextStream
 from appliance.text.tokenizer import Tokenizer
 
+_NO_TEXT = TextDelta("")
+
 
 class SequenceDelta(NamedTuple):
     """What one engine delta added to a sequence; the last one has a finish reason."""
@@ -38,7 +40,7 @@ class SequenceStream:
         if self.finish_reason is not None:
             return None
         self.num_tokens += len(delta.token_ids)
-        text = TextDelta("")
+        text = _NO_TEXT
         if self._text is not None:
             finished, by_token = delta.finish_reason is not None, delta.finish_reason == "stop"
             text = self._text.push(delta.token_ids, finished, drop_last=by_token)

@@ -34,6 +34,7 @@ class TextStream:
             spaces_between_special_tokens=params.spaces_between_special_tokens,
         )
         self._stops = StopStrings(params.stop, include_in_output=params.include_stop_str_in_output)
+        self._has_stops = bool(params.stop)
         self._show_stop_token = params.include_stop_str_in_output
         self._min_tokens = params.min_tokens
         self._num_tokens = 0
@@ -44,6 +45,8 @@ class TextStream:
         `drop_last`: the last token is the one that ended the sequence (end-of-sequence or a stop token id). It has no
         text, unless `include_stop_str_in_output` asks for it.
         """
+        if not self._has_stops and not finished:  # nothing to search, to count or to hold back
+            return TextDelta(self._detokenizer.push(token_ids))
         if drop_last and not self._show_stop_token:
             token_ids = token_ids[:-1]
         early = max(0, min(len(token_ids), self._min_tokens - 1 - self._num_tokens))

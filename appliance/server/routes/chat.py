@@ -54,7 +54,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
         generation = Generation(context.engine, context.metrics, record, ticket, sequences)
         reply = ChatReply(head, body, tokenizer, prompt, messages[-1], context.settings.server.response_role)
         if body.stream:
-            return await stream(request, context, generation, body.stream_options, reply.chunk, reply.usage_chunk)
+            return await stream(request, context, generation, body.stream_options, reply)
         results = await collect(generation, context, record)
     return json_response(reply.whole(generation, results))
 

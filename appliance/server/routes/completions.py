@@ -55,7 +55,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
         )
         reply = CompletionReply(head, body, tokenizer, prompts)
         if body.stream:
-            return await stream(request, context, generation, body.stream_options, reply.chunk, reply.usage_chunk)
+            return await stream(request, context, generation, body.stream_options, reply)
         results = await collect(generation, context, record)
     return json_response(reply.whole(generation, results))
 

@@ -8,7 +8,6 @@ import os
 import signal
 import socket
 import time
-from contextlib import aclosing
 from pathlib import Path
 
 import psutil
@@ -17,14 +16,26 @@ import uvloop
 
 from appliance.engine import watchdog
 from appliance.engine.client import EngineClient, EngineError, EngineUnavailable
-from appliance.protocol.wire import Ping, TokenDelta, TraceEvent, encode
+from appliance.protocol.wire import AddRequest, Ping, TokenDelta, TraceEvent, encode
 
 from .conftest import RunningEngine, request, running_engine, until
 from .null_engine import BLOCK_SIZE, FAILS_ALONE, FAILS_THE_STEP, NUM_BLOCKS, SLOW
 
 
 async def collect(client: EngineClient, request_id: str, prompt: list[int], max_tokens: int = 4) -> list[TokenDelta]:
-    return [delta async for delta in client.generate(request(request_id, prompt, max_tokens))]
+    return await all_deltas(client, request(request_id, prompt, max_tokens))
+
+
+async def all_deltas(client: EngineClient, asked: AddRequest) -> list[TokenDelta]:
+    deltas: list[TokenDelta] = []
+
+    def take(delta: TokenDelta) -> bool:
+        deltas.append(delta)
+        return delta.finish_reason is None
+
+    with client.generate(asked) as stream:
+        await stream.feed(take)
+    return deltas
 
 
 def tokens(deltas: list[TokenDelta]) -> list[int]:
@@ -110,10 +121,9 @@ async def test_a_killed_engine_is_a_clear_error_for_each_request_and_comes_back(
     assert tokens(await collect(engine.client, "again", [1])) == [2, 3, 4, 5]
 
 
-async def test_leaving_the_iteration_frees_the_blocks(engine: RunningEngine) -> None:
-    async with aclosing(engine.client.generate(request("left", [SLOW] * 40, 400))) as deltas:
-        async for _ in deltas:
-            break
+async def test_leaving_the_block_early_frees_the_blocks(engine: RunningEngine) -> None:
+    with engine.client.generate(request("left", [SLOW] * 40, 400)) as deltas:
+        await deltas.feed(lambda delta: False)
     await until(lambda: engine.client.status.stats.num_running == 0)
     assert engine.client.status.stats.kv_cache_usage == 0
     assert engine.client.status.stats.generation_tokens < 400
@@ -239,8 +249,7 @@ async def test_a_traced_request_reports_its_life_and_others_do_not(engine: Runni
     engine.client.on_trace = events.append
     await collect(engine.client, "quiet", [1])
     prompt = list(range(5 * BLOCK_SIZE - 3))  # more than a step's budget of 64 tokens
-    async for _ in engine.client.generate(request("traced", prompt, 2, trace=True)):
-        pass
+    await all_deltas(engine.client, request("traced", prompt, 2, trace=True))
     assert {event.request_id for event in events} == {"traced"}
     names = [event.event for event in events]
     first_steps = ["scheduled", "step", "blocks_allocated", "scheduled", "step", "token"]

@@ -19,12 +19,15 @@ import appliance.server.serve as module
 from tests.integration.server.byte_tokenizer import byte_tokenizer
 from tests.integration.server.harness import settings_with
 
-command = module.engine_command
-module.engine_command = lambda *a: [sys.executable, "-m", "tests.integration.engine.null_engine", *command(*a)[3:]]
+def command(socket, settings_file):
+    original = module.engine_command(socket, settings_file)
+    return [sys.executable, "-m", "tests.integration.engine.null_engine", *original[3:]]
+
 module.load_tokenizer = lambda settings: byte_tokenizer()
 settings = settings_with(model="counting", api_key=("secret-key",), drain_timeout=10)
 with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-    runner.run(module.serve(settings, on_listening=lambda url: print(url, flush=True)))
+    run = module.serve(settings, on_listening=lambda url: print(url, flush=True), engine_command=command)
+    runner.run(run)
 """
 SLOW = 903  # prompts with this token id take 20 ms a step
 
