@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from appliance_kernels.fp8_cache import from_e4m3
 from appliance_kernels.metadata import AttentionMetadata
 
 # One more bucket costs about as much time as gathering and multiplying this many more padded tokens.
@@ -79,12 +80,14 @@ def paged_attention(
     return out
 
 
-def _gather(kv_cache: torch.Tensor, rows: _Rows) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys and values, each [B * Hk, n * block_size, D], contiguous."""
+def _gather(kv_cache: torch.Tensor, rows: _Rows, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values in `dtype`, each [B * Hk, n * block_size, D], contiguous."""
     _, _, num_kv_heads, block_size, head_dim = kv_cache.shape
-    blocks = kv_cache.view(-1, block_size * head_dim)
-    gathered = blocks.index_select(0, rows.index).view(2, rows.batch * num_kv_heads, -1, head_dim)
-    return gathered[0], gathered[1]
+    gathered = kv_cache.view(-1, block_size * head_dim).index_select(0, rows.index)
+    if kv_cache.dtype == torch.float8_e4m3fn:
+        gathered = from_e4m3(gathered, dtype)
+    keys, values = gathered.view(2, rows.batch * num_kv_heads, -1, head_dim)
+    return keys, values
 
 
 def _attend_batch(q: torch.Tensor, kv_cache: torch.Tensor, batch: _Batch, scale: float) -> torch.Tensor:
@@ -94,7 +97,7 @@ def _attend_batch(q: torch.Tensor, kv_cache: torch.Tensor, batch: _Batch, scale:
     num_requests = batch.rows.batch
     count = tokens // num_requests
     shared = num_q_heads // num_kv_heads
-    keys, values = _gather(kv_cache, batch.rows)
+    keys, values = _gather(kv_cache, batch.rows, q.dtype)
     by_request = (num_requests, num_kv_heads, count * shared)
     by_product = (num_requests * num_kv_heads, count * shared, head_dim)
     queries = q.reshape(num_requests, count, num_kv_heads, shared, head_dim).transpose(1, 2).reshape(by_product)
@@ -102,7 +105,7 @@ def _attend_batch(q: torch.Tensor, kv_cache: torch.Tensor, batch: _Batch, scale:
     if batch.prefix_rows is None:
         out = torch.bmm(scores.softmax(-1), values)
     else:
-        prefix_keys, prefix_values = _gather(kv_cache, batch.prefix_rows)  # [Hk, p * block_size, D]
+        prefix_keys, prefix_values = _gather(kv_cache, batch.prefix_rows, q.dtype)  # [Hk, p * block_size, D]
         length = prefix_keys.shape[1]
         by_head = (num_kv_heads, num_requests * count * shared, head_dim)
         prefix_queries = queries.reshape(*by_request, head_dim).transpose(0, 1).reshape(by_head) * scale
@@ -120,7 +123,9 @@ def _attend_batch(q: torch.Tensor, kv_cache: torch.Tensor, batch: _Batch, scale:
 def _attend_alone(q: torch.Tensor, kv_cache: torch.Tensor, request: _Alone, scale: float) -> torch.Tensor:
     """q [n, Hq, D] → [n, Hq, D]."""
     count, num_q_heads, head_dim = q.shape
-    keys, values = (part[:, None, request.first_key : request.last_key] for part in _gather(kv_cache, request.rows))
+    keys, values = (
+        part[:, None, request.first_key : request.last_key] for part in _gather(kv_cache, request.rows, q.dtype)
+    )
     num_kv_heads = keys.shape[0]
     shared = num_q_heads // num_kv_heads
     queries = q.view(count, num_kv_heads, shared, head_dim)

@@ -10,6 +10,7 @@ import functools
 import torch
 import torch.nn.functional as F
 
+from appliance_kernels.fp8_cache import stored_as
 from appliance_kernels.metadata import AttentionMetadata
 
 
@@ -90,8 +91,8 @@ def rotary_and_write_kv(
 ) -> torch.Tensor:
     """Norm and rotate queries and keys, store keys and values, return the queries.
 
-    qkv [T, (Hq + 2·Hk)·D], overwritten; kv_cache [num_blocks, 2, Hk, block_size, D], written at
-    the step's slots; qk_norm (q weight [D], k weight [D], eps) norms each head first (Qwen3, Gemma 3).
+    qkv [T, (Hq + 2·Hk)·D], overwritten; kv_cache [num_blocks, 2, Hk, block_size, D], of qkv's dtype or float8_e4m3fn
+    (see `stored_as`), written at the step's slots; qk_norm (q weight [D], k weight [D], eps) norms each head first (Qwen3, Gemma 3).
     Returns q [T, Hq, D].
     """
     tokens = qkv.shape[0]
@@ -103,8 +104,8 @@ def rotary_and_write_kv(
         keys.copy_(rms_norm(keys, k_weight, eps))
     apply_rotary_(heads[:, : num_q_heads + num_kv_heads], rows)
     by_token = kv_cache.permute(0, 3, 1, 2, 4)  # [num_blocks, block_size, 2, Hk, D]
-    keys_values = heads[:, num_q_heads:].view(tokens, 2, num_kv_heads, -1).to(kv_cache.dtype)
-    by_token.index_put_((metadata.slot_blocks, metadata.slot_offsets), keys_values)
+    keys_values = heads[:, num_q_heads:].view(tokens, 2, num_kv_heads, -1)
+    by_token.index_put_((metadata.slot_blocks, metadata.slot_offsets), stored_as(keys_values, kv_cache.dtype))
     return heads[:, :num_q_heads]
 
 
@@ -118,7 +119,8 @@ def paged_attention(
 ) -> torch.Tensor:
     """Causal attention of each token over its request's paged keys and values (Kwon et al. 2023), in float32.
 
-    q [T, Hq, D]; kv_cache [num_blocks, 2, Hk, block_size, D], this step's keys and values already in it.
+    q [T, Hq, D]; kv_cache [num_blocks, 2, Hk, block_size, D], of q's dtype or float8_e4m3fn, this step's keys and
+    values already in it.
     A token at position p sees positions p - sliding_window + 1 … p (all up to p without a window).
     softcap c replaces each score s by c·tanh(s / c). Returns [T, Hq, D] in q's dtype.
     """

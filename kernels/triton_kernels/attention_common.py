@@ -1,6 +1,8 @@
 """What the paged attention kernels share: one pass of online softmax over a range of tokens, and checks of arguments.
 
 Scores are kept in units of log2, so that the exponentials are `exp2`, which is one instruction on the device.
+
+An FP8 cache (E4M3) meets queries of 16 bits in float16, which holds its numbers exactly; the kernels get it as bytes.
 """
 
 from __future__ import annotations
@@ -11,8 +13,27 @@ import torch
 import triton
 import triton.language as tl
 
+from appliance_kernels.triton_kernels.fp8_e4m3 import e4m3_pairs_to_float16
+
 LOG2_E = math.log2(math.e)
 NOTHING_SEEN = tl.constexpr(-1.0e30)  # the running maximum before the first score; finite, so that differences are
+
+
+@triton.jit
+def even_and_odd(x):
+    """[N, D] → its even and its odd columns, each [N, D / 2]."""
+    return tl.split(x.reshape(x.shape[0], x.shape[1] // 2, 2))
+
+
+@triton.jit
+def meeting_fp8(q):
+    """Queries in the format in which they meet an FP8 cache: float32 stays, others become float16 of finite range.
+
+    bfloat16 loses nothing above 2⁻¹⁴, and below that nothing that a score would show.
+    """
+    if q.dtype != tl.float32:
+        q = tl.clamp(q.to(tl.float32), -65504.0, 65504.0, propagate_nan=tl.PropagateNan.ALL).to(tl.float16)
+    return q
 
 
 @triton.jit
@@ -23,7 +44,7 @@ def attend(
     weight,  # [ROWS] float32, sum of the exponentials so far
     begin,  # first token, a multiple of TILE
     end,  # one past the last token
-    keys,  # pointer to the head's keys in block 0
+    keys,  # pointer to the head's keys in block 0; to uint8: e4m3
     value_offset,  # elements from a key to its value
     block_stride,  # elements from block to block
     table,  # pointer to the request's block table
@@ -44,8 +65,18 @@ def attend(
 
     Without MASKED, each row sees all of these tokens and `end - begin` is a multiple of TILE.
     """
+    FP8: tl.constexpr = keys.dtype.element_ty == tl.uint8
+    # An FP8 cache is loaded as pairs of neighbouring dimensions, and its even and odd dimensions are multiplied apart.
+    LOADED: tl.constexpr = HEAD_DIM // 2 if FP8 else HEAD_DIM
+    LOADED_PAD: tl.constexpr = DIM_PAD // 2 if FP8 else DIM_PAD
+    if FP8:
+        keys = keys.to(tl.pointer_type(tl.int16), bitcast=True)
+        value_offset = value_offset // 2
+        block_stride = block_stride // 2
+        q_even, q_odd = even_and_odd(meeting_fp8(q))
+        acc_even, acc_odd = even_and_odd(acc)
     in_tile = tl.arange(0, TILE)
-    dim = tl.arange(0, DIM_PAD)
+    dim = tl.arange(0, LOADED_PAD)
     # Block ids are read one tile ahead, so that no load of the loop waits for another: otherwise the compiler's
     # pipeline gives half of its stages to the table.
     token = begin + in_tile
@@ -54,11 +85,11 @@ def attend(
         token = start + in_tile
         present = (token >= load_begin) & (token < load_end)
         # in 64 bits: a cache has more than 2³¹ elements
-        place = block.to(tl.int64) * block_stride + (token % BLOCK_SIZE) * HEAD_DIM
+        place = block.to(tl.int64) * block_stride + (token % BLOCK_SIZE) * LOADED
         pointers = keys + place[:, None] + dim[None, :]
         block = tl.load(table + (token + TILE) // BLOCK_SIZE, mask=token + TILE < load_end, other=0)
-        if HEAD_DIM != DIM_PAD:
-            loaded = (dim < HEAD_DIM)[None, :]
+        if LOADED != LOADED_PAD:
+            loaded = (dim < LOADED)[None, :]
             if MASKED:
                 loaded = loaded & present[:, None]
             k = tl.load(pointers, mask=loaded, other=0.0)
@@ -70,7 +101,12 @@ def attend(
             k = tl.load(pointers)
             v = tl.load(pointers + value_offset)
 
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee")
+        if FP8:
+            k_even, k_odd = e4m3_pairs_to_float16(k)
+            scores = tl.dot(q_even, tl.trans(k_even.to(q_even.dtype)), input_precision="ieee")
+            scores = tl.dot(q_odd, tl.trans(k_odd.to(q_odd.dtype)), scores, input_precision="ieee")
+        else:
+            scores = tl.dot(q, tl.trans(k), input_precision="ieee")
         factor = score_scale
         if HAS_SOFTCAP:
             # tanh x = 1 - 2 / (1 + e²ˣ): right at both ends, where the exponential is 0 or infinite
@@ -84,8 +120,16 @@ def attend(
         p = tl.exp2(scores * factor - new_peak[:, None])
         shrink = tl.exp2(peak - new_peak)
         weight = weight * shrink + tl.sum(p, 1)
-        acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
+        if FP8:
+            v_even, v_odd = e4m3_pairs_to_float16(v)
+            p = p.to(q_even.dtype)
+            acc_even = tl.dot(p, v_even.to(p.dtype), acc_even * shrink[:, None], input_precision="ieee")
+            acc_odd = tl.dot(p, v_odd.to(p.dtype), acc_odd * shrink[:, None], input_precision="ieee")
+        else:
+            acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
         peak = new_peak
+    if FP8:
+        acc = tl.join(acc_even, acc_odd).reshape(acc.shape[0], DIM_PAD)
     return acc, peak, weight
 
 
@@ -107,5 +151,5 @@ def check_cache_layout(q: torch.Tensor, kv_cache: torch.Tensor) -> None:
         raise ValueError(
             f"q of shape {tuple(q.shape)}, strides {q.stride()} doesn't fit {num_kv_heads} KV heads of {head_dim}"
         )
-    if q.dtype != kv_cache.dtype:
-        raise ValueError(f"q is {q.dtype} and kv_cache {kv_cache.dtype}; they must be the same")
+    if kv_cache.dtype not in (q.dtype, torch.float8_e4m3fn):
+        raise ValueError(f"kv_cache is {kv_cache.dtype}; it must be {q.dtype} as q is, or torch.float8_e4m3fn")

@@ -68,10 +68,13 @@ def _stages(tile_bytes: int, fixed: int, budget: int, most: int, *, all_stored: 
 
 @cache
 def decode_config(device: torch.device, head_dim: int, dtype: torch.dtype) -> DecodeConfig:
-    """Two programs a multiprocessor, so that one's first and last tiles overlap the other's stream."""
+    """Two programs a multiprocessor, so that one's first and last tiles overlap the other's stream.
+
+    `dtype` is the cache's: tiles of equal bytes, as the stream of bytes is the limit.
+    """
     facts = card(device)
     row_bytes = triton.next_power_of_2(head_dim) * dtype.itemsize
-    tile = max(16, min(64, 16384 // row_bytes))
+    tile = max(16, min(128 if dtype.itemsize == 1 else 64, 16384 // row_bytes))
     return DecodeConfig(
         tile=tile,
         num_programs=2 * facts.multiprocessors,
@@ -83,7 +86,10 @@ def decode_config(device: torch.device, head_dim: int, dtype: torch.dtype) -> De
 
 @cache
 def mixed_config(device: torch.device, head_dim: int, dtype: torch.dtype) -> TileConfig:
-    """Tiles for many queries: matrix instructions are the limit, so the query tile is as tall as registers allow."""
+    """Tiles for many queries: matrix instructions are the limit, so the query tile is as tall as registers allow.
+
+    `dtype` is the queries': an FP8 cache is converted to 16 bits in shared memory, so it needs as much.
+    """
     facts = card(device)
     row_bytes = triton.next_power_of_2(head_dim) * dtype.itemsize
     if dtype == torch.float32:  # no matrix instructions in full float32: small tiles, or registers overflow

@@ -1,10 +1,8 @@
 """Attention of one new token a request over its paged keys and values: bound by reading the cache.
 
-The tiles of all requests and key/value heads form one line, request after request, which is cut into equal parts, one
-a program (the stream-K decomposition of Osama et al. 2023 applied to attention). So a program reads as much as any
-other whatever the lengths, the grid depends on the card only, and a captured launch serves every context length. Where
-a cut falls within a head, the programs on both sides leave what they have (Dao et al. 2023, "flash decoding") and the
-last one to arrive puts it together; a head that lies within one program is written at once.
+`attention_decode_plan` cuts the tiles of the batch into equal parts, one a program. Where a cut falls within a head,
+the programs on both sides leave what they have (Dao et al. 2023, "flash decoding") and the last one to arrive puts it
+together; a head that lies within one program is written at once.
 """
 
 from __future__ import annotations
@@ -15,74 +13,17 @@ import torch
 import triton
 import triton.language as tl
 
-from appliance_kernels.triton_kernels.attention_common import NOTHING_SEEN, attend, check_cache_layout, score_factors
+from appliance_kernels.triton_kernels.attention_common import (
+    NOTHING_SEEN,
+    attend,
+    check_cache_layout,
+    score_factors,
+)
 from appliance_kernels.triton_kernels.attention_configs import DecodeConfig, decode_config
+from appliance_kernels.triton_kernels.attention_decode_plan import DecodePlan, first_token, plan_decode
+from appliance_kernels.triton_kernels.fp8_e4m3 import cache_operand
 
 QUERY_ROWS = 16  # query heads are padded to this: the fewest rows of a matrix instruction
-PLAN_CHUNK = 256  # requests or programs that the planning kernel handles at once
-
-
-@triton.jit
-def first_token(length, shared, window, HAS_WINDOW: tl.constexpr, HAS_SHARED: tl.constexpr):
-    """The first token that the decode kernel attends to: past the shared prefix, within the sliding window."""
-    first = length * 0
-    if HAS_WINDOW:
-        first = tl.maximum(length - window, 0)
-    if HAS_SHARED:
-        first = tl.maximum(first, shared)
-    return first
-
-
-# Nothing that changes from step to step is specialized, not even by alignment: a new variant would be compiled while
-# requests wait.
-@triton.jit(
-    do_not_specialize=["num_requests", "num_programs", "min_tiles", "window"],
-    do_not_specialize_on_alignment=["seq_lens", "shared_lens", "tile_start", "first_request", "tiles_per_program"],
-)
-def plan_kernel(
-    seq_lens,
-    shared_lens,
-    tile_start,
-    first_request,
-    tiles_per_program,
-    num_requests,
-    num_programs,
-    min_tiles,
-    window,
-    NUM_KV_HEADS: tl.constexpr,
-    TILE: tl.constexpr,
-    HAS_WINDOW: tl.constexpr,
-    HAS_SHARED: tl.constexpr,
-    CHUNK: tl.constexpr,
-):
-    """Program r places request r on the line, and names it to the programs whose part begins in it."""
-    request = tl.program_id(0)
-    before = 0
-    own = 0
-    total = 0
-    for start in range(0, num_requests, CHUNK):
-        row = start + tl.arange(0, CHUNK)
-        here = row < num_requests
-        length = tl.load(seq_lens + row, mask=here, other=0)
-        shared = length * 0
-        if HAS_SHARED:
-            shared = tl.load(shared_lens + row, mask=here, other=0)
-        first = first_token(length, shared, window, HAS_WINDOW, HAS_SHARED)
-        # one tile even of nothing: an empty row of a padded batch gets its zeros like any other output
-        tiles = tl.where(here, tl.maximum(tl.cdiv(length, TILE) - first // TILE, 1), 0)
-        before += tl.sum(tl.where(row < request, tiles, 0))
-        own += tl.sum(tl.where(row == request, tiles, 0))
-        total += tl.sum(tiles)
-    part = tl.maximum(tl.cdiv(total * NUM_KV_HEADS, num_programs), min_tiles)
-    tl.store(tile_start + request, before)
-    if request == num_requests - 1:
-        tl.store(tile_start + num_requests, total)
-        tl.store(tiles_per_program, part)
-    first_program = tl.cdiv(before * NUM_KV_HEADS, part)
-    end_program = tl.cdiv((before + own) * NUM_KV_HEADS, part)
-    for start in range(first_program, end_program, CHUNK):
-        program = start + tl.arange(0, CHUNK)
-        tl.store(first_request + program, tl.zeros([CHUNK], tl.int32) + request, mask=program < end_program)
 
 
 @triton.jit
@@ -330,18 +271,6 @@ def decode_kernel(
 
 
 @dataclass(frozen=True, slots=True)
-class DecodePlan:
-    """Which part of a batch each program of the decode kernel reads. All tensors int32, on the device."""
-
-    config: DecodeConfig
-    sliding_window: int | None
-    num_shared_tokens: torch.Tensor | None
-    tile_start: torch.Tensor  # [R + 1] tiles of one key/value head in the requests before each
-    first_request: torch.Tensor  # [num_programs] the request in which each program's part begins
-    tiles_per_program: torch.Tensor  # [1]
-
-
-@dataclass(frozen=True, slots=True)
 class DecodeWorkspace:
     """Scratch memory of the decode kernel, reused by launch after launch on one stream."""
 
@@ -367,49 +296,6 @@ def decode_workspace(
     )
 
 
-def plan_decode(
-    seq_lens: torch.Tensor,
-    num_kv_heads: int,
-    config: DecodeConfig,
-    *,
-    sliding_window: int | None = None,
-    num_shared_tokens: torch.Tensor | None = None,
-) -> DecodePlan:
-    """Divide a batch among the programs: once a step for each sliding window, not once a layer.
-
-    seq_lens [R] int32 on the device (0: an empty row of a padded batch); num_shared_tokens [R] int32, see
-    `shared_prefix_decode_attention`. Never waits for the device.
-    """
-    num_requests = seq_lens.shape[0]
-    buffer = torch.empty(num_requests + 2 + config.num_programs, dtype=torch.int32, device=seq_lens.device)
-    plan = DecodePlan(
-        config,
-        sliding_window,
-        num_shared_tokens,
-        tile_start=buffer[: num_requests + 1],
-        first_request=buffer[num_requests + 1 : -1],
-        tiles_per_program=buffer[-1:],
-    )
-    plan_kernel[(num_requests,)](
-        seq_lens,
-        seq_lens if num_shared_tokens is None else num_shared_tokens,
-        plan.tile_start,
-        plan.first_request,
-        plan.tiles_per_program,
-        num_requests,
-        config.num_programs,
-        config.min_tiles,
-        sliding_window or 0,
-        NUM_KV_HEADS=num_kv_heads,
-        TILE=config.tile,
-        HAS_WINDOW=sliding_window is not None,
-        HAS_SHARED=num_shared_tokens is not None,
-        CHUNK=PLAN_CHUNK,
-        num_warps=4,
-    )
-    return plan
-
-
 def decode_attention(
     q: torch.Tensor,
     kv_cache: torch.Tensor,
@@ -426,14 +312,15 @@ def decode_attention(
 ) -> torch.Tensor:
     """`reference.paged_attention` where each of R requests has one query token, its last.
 
-    q [R, Hq, D], rows and heads of any stride; kv_cache [num_blocks, 2, Hk, block_size, D], contiguous within a block;
+    q [R, Hq, D], rows and heads of any stride; kv_cache [num_blocks, 2, Hk, block_size, D], contiguous within a block,
+    of q's dtype or float8_e4m3fn;
     block_tables [R, B] int32; seq_lens [R] int32 on the device. A row of length 0 gets zeros. Returns out [R, Hq, D].
     Can be captured in a CUDA graph: the launch depends on shapes only. `plan` (of the same sliding window) and
     `workspace` are made here if not given; one plan serves all layers of a step.
     """
     check_cache_layout(q, kv_cache)
     if config is None:
-        config = plan.config if plan is not None else decode_config(q.device, q.shape[2], q.dtype)
+        config = plan.config if plan is not None else decode_config(q.device, q.shape[2], kv_cache.dtype)
     if plan is None:
         plan = plan_decode(seq_lens, kv_cache.shape[2], config, sliding_window=sliding_window)
     if workspace is None:
@@ -467,7 +354,7 @@ def launch_decode(
     prefix_acc, prefix_stats = prefix or (workspace.partial_acc, workspace.partial_stats)
     decode_kernel[(config.num_programs,)](
         q,
-        kv_cache,
+        cache_operand(kv_cache),
         block_tables,
         seq_lens,
         seq_lens if shared is None else shared,

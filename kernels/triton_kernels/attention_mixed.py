@@ -8,8 +8,14 @@ import torch
 import triton
 import triton.language as tl
 
-from appliance_kernels.triton_kernels.attention_common import NOTHING_SEEN, attend, check_cache_layout, score_factors
+from appliance_kernels.triton_kernels.attention_common import (
+    NOTHING_SEEN,
+    attend,
+    check_cache_layout,
+    score_factors,
+)
 from appliance_kernels.triton_kernels.attention_configs import TileConfig, mixed_config
+from appliance_kernels.triton_kernels.fp8_e4m3 import cache_operand
 
 SEARCH_CHUNK = 256  # requests compared at once by a program that looks for its own
 
@@ -207,7 +213,7 @@ def mixed_attention(
     score_scale, softcap_log2 = score_factors(scale, softcap)
     mixed_kernel[(num_tokens // tokens + num_requests, num_kv_heads)](
         q,
-        kv_cache,
+        cache_operand(kv_cache),
         block_tables,
         query_start,
         seq_lens,

@@ -12,7 +12,12 @@ import torch
 import triton
 import triton.language as tl
 
-from appliance_kernels.triton_kernels.attention_common import NOTHING_SEEN, attend, check_cache_layout, score_factors
+from appliance_kernels.triton_kernels.attention_common import (
+    NOTHING_SEEN,
+    attend,
+    check_cache_layout,
+    score_factors,
+)
 from appliance_kernels.triton_kernels.attention_configs import (
     DecodeConfig,
     TileConfig,
@@ -20,13 +25,9 @@ from appliance_kernels.triton_kernels.attention_configs import (
     decode_config,
     mixed_config,
 )
-from appliance_kernels.triton_kernels.attention_decode import (
-    DecodePlan,
-    DecodeWorkspace,
-    decode_workspace,
-    launch_decode,
-    plan_decode,
-)
+from appliance_kernels.triton_kernels.attention_decode import DecodeWorkspace, decode_workspace, launch_decode
+from appliance_kernels.triton_kernels.attention_decode_plan import DecodePlan, plan_decode
+from appliance_kernels.triton_kernels.fp8_e4m3 import cache_operand
 
 MOST_SPLITS = 16
 
@@ -209,7 +210,7 @@ def shared_prefix_decode_attention(
         plan = plan_decode(
             seq_lens,
             num_kv_heads,
-            decode_config(q.device, head_dim, q.dtype),
+            decode_config(q.device, head_dim, kv_cache.dtype),
             sliding_window=sliding_window,
             num_shared_tokens=num_shared_tokens,
         )
@@ -225,7 +226,7 @@ def shared_prefix_decode_attention(
     score_scale, softcap_log2 = score_factors(scale, softcap)
     prefix_kernel[(triton.cdiv(num_requests * heads_per_kv, config.rows), num_splits, num_kv_heads)](
         q,
-        kv_cache,
+        cache_operand(kv_cache),
         prefix_table,
         seq_lens,
         num_shared_tokens,

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from appliance_kernels.triton_kernels.elementwise_configs import Tile, rotary_tile
+from appliance_kernels.triton_kernels.fp8_e4m3 import cache_operand, float32_to_e4m3
 
 
 @triton.jit
@@ -52,6 +53,12 @@ def _normed_and_turned(
 
 
 @triton.jit
+def _rounded(x, dtype: tl.constexpr):
+    """x, float32 or 16 bits, as it is stored in a tensor of `dtype`; uint8 stands for e4m3."""
+    return float32_to_e4m3(x.to(tl.float32)) if dtype == tl.uint8 else x.to(dtype)
+
+
+@triton.jit
 def _store_head(
     out,  # [HEADS, 1] pointers to each head
     present,  # [HEADS, 1]
@@ -67,11 +74,11 @@ def _store_head(
     HALF: tl.constexpr = ROT_DIM // 2
     half = tl.arange(0, HALF_PAD)[None, :]
     turning = present & (half < HALF)
-    tl.store(out + half, first.to(out.dtype.element_ty), mask=turning)
-    tl.store(out + HALF + half, second.to(out.dtype.element_ty), mask=turning)
+    tl.store(out + half, _rounded(first, out.dtype.element_ty), mask=turning)
+    tl.store(out + HALF + half, _rounded(second, out.dtype.element_ty), mask=turning)
     if STORE_REST and ROT_DIM < HEAD_DIM:
         tail = tl.arange(0, REST_PAD)[None, :]
-        tl.store(out + ROT_DIM + tail, rest.to(out.dtype.element_ty), mask=present & (tail < HEAD_DIM - ROT_DIM))
+        tl.store(out + ROT_DIM + tail, _rounded(rest, out.dtype.element_ty), mask=present & (tail < HEAD_DIM - ROT_DIM))
 
 
 @triton.jit
@@ -140,7 +147,7 @@ def _rotary_kv_kernel(
         # 64 bits: a cache has more than 2³¹ elements
         place = kv_cache + (slot // BLOCK_SIZE) * block_stride + head * head_stride + (slot % BLOCK_SIZE) * HEAD_DIM
         _store_head(place, present, first, second, rest, HEAD_DIM, ROT_DIM, HALF_PAD, REST_PAD, True)
-        tl.store(place + value_stride + dim, values.to(kv_cache.dtype.element_ty), mask=whole)
+        tl.store(place + value_stride + dim, _rounded(values, kv_cache.dtype.element_ty), mask=whole)
         if KEYS_IN_PLACE:
             _store_head(
                 keys + head * HEAD_DIM, present, first, second, rest, HEAD_DIM, ROT_DIM, HALF_PAD, REST_PAD, NORM
@@ -167,8 +174,9 @@ def rotary_and_write_kv(
     qkv [T, (Hq + 2·Hk)·D], rows contiguous: its queries are overwritten unless `q_out` [T, Hq, D] takes them, its keys
     only with `keys_in_place`, which an attention over this step's own keys needs. cos_sin [max_len, rot_dim ≤ D]
     float32, cosines then sines; positions [T] integers; kv_cache [num_blocks, 2, Hk, block_size, D], contiguous within
-    a head, of any float dtype; slot_mapping [T] integers: where it is negative, the token is padding, and nothing is
-    read or written for it. qk_norm as in the reference. Returns the queries [T, Hq, D].
+    a head, of 16 or 32 bits or float8_e4m3fn, where what is beyond ±448 is stored as ±448; slot_mapping [T] integers:
+    where it is negative, the token is padding, and nothing is read or written for it. qk_norm as in the reference.
+    Returns the queries [T, Hq, D].
     """
     _, _, cache_heads, block_size, head_dim = kv_cache.shape
     tokens = qkv.shape[0]
@@ -193,7 +201,7 @@ def rotary_and_write_kv(
         q,
         cos_sin,
         positions,
-        kv_cache,
+        cache_operand(kv_cache),
         slot_mapping,
         q_weight,
         k_weight,

@@ -17,13 +17,23 @@ TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2}
 
 
 def compare(
-    requests, *, block_size=16, heads=(2, 3), head_dim=64, dtype=torch.float32, window=None, shared_blocks=0, seed=0
+    requests,
+    *,
+    block_size=16,
+    heads=(2, 3),
+    head_dim=64,
+    dtype=torch.float32,
+    cache_dtype=None,
+    window=None,
+    shared_blocks=0,
+    seed=0,
 ):
     torch.manual_seed(seed)
     num_kv_heads, per_kv = heads
     metadata = random_batch(requests, block_size, NUM_BLOCKS, shared_blocks=shared_blocks, seed=seed)
-    cache = torch.randn(NUM_BLOCKS, 2, num_kv_heads, block_size, head_dim).to(dtype)
-    cache[0] = 1e4  # where the padding of block tables points: loud if it were ever attended to
+    cache = torch.randn(NUM_BLOCKS, 2, num_kv_heads, block_size, head_dim)
+    cache[0] = 1e4 if cache_dtype is None else 448.0  # where the padding of block tables points: loud if attended to
+    cache = cache.to(cache_dtype or dtype)
     q = torch.randn(metadata.query_start[-1], num_kv_heads * per_kv, head_dim).to(dtype)
     got = cpu_attention.paged_attention(q, cache, metadata, head_dim**-0.5, window)
     want = reference.paged_attention(q, cache, metadata, head_dim**-0.5, window)
@@ -59,6 +69,14 @@ def test_a_shared_prefix_is_read_apart_and_changes_nothing(dtype):
         "1, 8 and 16 queries wide; too few share the last"
     )
     assert len(alone) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("window", [None, 40])
+def test_an_fp8_cache_is_read_in_the_dtype_of_the_queries(dtype, window):
+    shape = {"dtype": dtype, "window": window, "cache_dtype": torch.float8_e4m3fn}
+    compare([(1, 1), (1, 300), (1, 17), (40, 40), (5, 90), (1, 64), (33, 65), (300, 400)], **shape)
+    compare([(1, 330 + 7 * i) for i in range(6)], shared_blocks=20, **shape)
 
 
 def test_lengths_far_apart_are_not_padded_to_the_longest():

@@ -10,7 +10,7 @@ import torch
 
 from appliance_kernels import reference
 from appliance_kernels.metadata import AttentionMetadata
-from appliance_kernels.triton_kernels import attention_decode, attention_mixed
+from appliance_kernels.triton_kernels import attention_decode_plan, attention_mixed
 from appliance_kernels.triton_kernels.attention_configs import DecodeConfig, TileConfig, decode_config, mixed_config
 from appliance_kernels.triton_kernels.attention_decode import (
     decode_attention,
@@ -30,6 +30,7 @@ from tests.unit.kernels.triton_device import ALL_DTYPES, DEVICE
 # place (2⁻⁹ of bfloat16, 2⁻¹² of float16) relative to values of size 1 … 4, so 2⁻⁹ · 4 times four leaves room, and one
 # key too many or too few in a context of hundreds is still seen.
 TOLERANCE = {torch.float32: 5e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
+FP8 = torch.float8_e4m3fn
 SMALL_DECODE = DecodeConfig(tile=32, num_programs=5, min_tiles=1, num_warps=4, num_stages=2)
 SMALL_TILES = TileConfig(rows=16, tile=32, num_warps=4, num_stages=2)
 
@@ -47,7 +48,7 @@ class Batch:
     scale: float
 
     def reference(self, window: int | None = None, softcap: float | None = None) -> torch.Tensor:
-        clean = self.kv_cache.nan_to_num(0.0)
+        clean = self.kv_cache.float().nan_to_num(0.0)
         return reference.paged_attention(self.q, clean, self.metadata, self.scale, window, softcap)
 
     def poisoned_out(self) -> torch.Tensor:
@@ -61,6 +62,7 @@ def make_batch(
     head_dim: int = 64,
     block_size: int = 16,
     dtype: torch.dtype = torch.float32,
+    cache_dtype: torch.dtype | None = None,
     shared_blocks: int = 0,
     seed: int | None = None,
 ) -> Batch:
@@ -82,7 +84,7 @@ def make_batch(
     return Batch(
         metadata=metadata,
         q=qkv[:, : num_kv_heads * per_kv],
-        kv_cache=cache.to(DEVICE, dtype),
+        kv_cache=cache.to(cache_dtype or dtype).to(DEVICE),
         tables=metadata.block_tables,
         query_start=torch.tensor(metadata.query_start, dtype=torch.int32, device=DEVICE),
         seq_lens=torch.tensor(metadata.seq_lens, dtype=torch.int32, device=DEVICE),
@@ -259,7 +261,7 @@ def test_rows_past_the_last_request_are_not_written():
 
 
 def test_more_requests_than_are_looked_at_at_once(monkeypatch):
-    monkeypatch.setattr(attention_decode, "PLAN_CHUNK", 4)
+    monkeypatch.setattr(attention_decode_plan, "PLAN_CHUNK", 4)
     monkeypatch.setattr(attention_mixed, "SEARCH_CHUNK", 4)
     check_decode([1 + 9 * r % 50 for r in range(11)], heads=(1, 1), head_dim=16)
     check_mixed([(1 + r % 3, 3 + 9 * r % 50) for r in range(11)], heads=(1, 1), head_dim=16)
@@ -295,7 +297,7 @@ def test_an_argument_that_does_not_fit_is_named():
     batch = make_batch([(1, 4)])
     with pytest.raises(ValueError, match="contiguous within a block"):
         decode_attention(batch.q, batch.kv_cache.transpose(2, 3), batch.tables, batch.seq_lens, 1.0)
-    with pytest.raises(ValueError, match="must be the same"):
+    with pytest.raises(ValueError, match="kv_cache is torch.float32"):
         mixed_attention(batch.q.half(), batch.kv_cache, batch.tables, batch.query_start, batch.seq_lens, 1.0)
 
 
@@ -307,18 +309,67 @@ def test_16_bit_dtypes():
     check_shared([40, 33], 2, **shape)
 
 
-def configs(head_dim: int, dtype: torch.dtype) -> tuple[DecodeConfig, TileConfig]:
-    return decode_config(DEVICE, head_dim, dtype), mixed_config(DEVICE, head_dim, dtype)
+@pytest.mark.parametrize("dtype", ALL_DTYPES)
+@pytest.mark.parametrize("window", [None, 40])
+def test_an_fp8_cache(dtype, window):
+    shape = {"dtype": dtype, "cache_dtype": FP8, "window": window}
+    check_decode([75, 20], heads=(1, 3), **shape)
+    check_mixed([(7, 40), (1, 33)], heads=(1, 3), **shape)
+    check_shared([65, 81, 100], 4, alone=(1,), **shape)
+
+
+@pytest.mark.parametrize("head_dim", [80, 96, 128, 256])
+@pytest.mark.parametrize("block_size", [16, 32])
+def test_an_fp8_cache_of_every_head_size_and_block_size(head_dim, block_size):
+    shape = {"dtype": torch.float16, "cache_dtype": FP8, "head_dim": head_dim, "block_size": block_size}
+    check_decode([75, 20], heads=(1, 3), softcap=5.0, **shape)
+    check_mixed([(7, 40), (1, 33)], heads=(1, 3), **shape)
+
+
+def test_numbers_at_the_ends_of_fp8_are_read_exactly():
+    """Where one token is all that is seen, the output is its value, whatever that is."""
+    codes = torch.arange(256, dtype=torch.uint8).view(4, 64).view(FP8)
+    batch = make_batch([(1, 1)] * 4, heads=(1, 1), cache_dtype=FP8)
+    batch.kv_cache[batch.tables[:, 0].long(), 1, 0, 0] = codes.to(DEVICE)
+    got = decode_attention(batch.q, batch.kv_cache, batch.tables, batch.seq_lens, batch.scale, config=SMALL_DECODE)
+    torch.testing.assert_close(got[:, 0], codes.float().to(DEVICE), rtol=0, atol=0, equal_nan=True)
+
+
+def test_not_a_number_in_an_fp8_cache_is_not_hidden():
+    for part in (0, 1):
+        batch = make_batch([(1, 40), (1, 40)], cache_dtype=FP8)
+        batch.kv_cache.view(torch.uint8)[batch.tables[0, 1], part, 1, 3] = 0x7F
+        got = decode_attention(batch.q, batch.kv_cache, batch.tables, batch.seq_lens, batch.scale, config=SMALL_DECODE)
+        assert got[0, 3:].isnan().all(), "the query heads of the second key/value head"
+        assert got[0, :3].isfinite().all() and got[1].isfinite().all()
+
+
+def test_queries_beyond_the_range_of_float16_meet_an_fp8_cache():
+    """bfloat16 and float32 reach further; the token that fits such a query best is all that it sees."""
+    batch = make_batch([(1, 40)], dtype=torch.bfloat16, cache_dtype=FP8, heads=(1, 1))
+    batch.q.fill_(1e5)
+    got = decode_attention(batch.q, batch.kv_cache, batch.tables, batch.seq_lens, batch.scale, config=SMALL_DECODE)
+    assert_close(got, batch.reference())
+    batch.q.fill_(torch.nan)
+    got = decode_attention(batch.q, batch.kv_cache, batch.tables, batch.seq_lens, batch.scale, config=SMALL_DECODE)
+    assert got.isnan().all()
+
+
+def configs(head_dim: int, dtype: torch.dtype, cache_dtype: torch.dtype) -> tuple[DecodeConfig, TileConfig]:
+    return decode_config(DEVICE, head_dim, cache_dtype), mixed_config(DEVICE, head_dim, dtype)
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("fp8", [False, True])
 @pytest.mark.parametrize("dtype", ALL_DTYPES)
 @pytest.mark.parametrize("head_dim", [64, 80, 96, 128, 256])
 @pytest.mark.parametrize("block_size", [16, 32])
 @pytest.mark.parametrize("window", [None, 300])
-def test_compiled_kernels_with_the_cards_own_tiles(dtype, head_dim, block_size, window):
-    decode, tiles = configs(head_dim, dtype)
-    shape = {"dtype": dtype, "head_dim": head_dim, "block_size": block_size, "window": window}
+def test_compiled_kernels_with_the_cards_own_tiles(dtype, head_dim, block_size, window, fp8):
+    cache_dtype = FP8 if fp8 else dtype
+    decode, tiles = configs(head_dim, dtype, cache_dtype)
+    shape = {"dtype": dtype, "cache_dtype": cache_dtype, "head_dim": head_dim}
+    shape |= {"block_size": block_size, "window": window}
     lengths = [1, 3001, 517, 64, 1023, 16, 2049, 700]
     requests = [(1, 1), (1, 2000), (700, 700), (129, 1500), (5, 640), (1, 64)]
     for heads in ((8, 4), (2, 7)):
@@ -328,11 +379,13 @@ def test_compiled_kernels_with_the_cards_own_tiles(dtype, head_dim, block_size, 
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("fp8", [False, True])
 @pytest.mark.parametrize("dtype", ALL_DTYPES)
 @pytest.mark.parametrize("per_kv", [1, 3, 8, 16])
-def test_compiled_kernels_with_softcap_and_other_head_ratios(dtype, per_kv):
-    decode, tiles = configs(128, dtype)
-    shape = {"dtype": dtype, "head_dim": 128, "heads": (2, per_kv), "softcap": 20.0}
+def test_compiled_kernels_with_softcap_and_other_head_ratios(dtype, per_kv, fp8):
+    cache_dtype = FP8 if fp8 else dtype
+    decode, tiles = configs(128, dtype, cache_dtype)
+    shape = {"dtype": dtype, "cache_dtype": cache_dtype, "head_dim": 128, "heads": (2, per_kv), "softcap": 20.0}
     check_decode([3001, 5, 700], config=decode, **shape)
     check_mixed([(300, 900), (1, 77), (65, 65)], config=tiles, **shape)
     check_shared([600 + 7 * i for i in range(40)], 32, **shape)

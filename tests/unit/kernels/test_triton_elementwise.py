@@ -13,6 +13,7 @@ import torch
 from tests.unit.kernels.triton_device import ALL_DTYPES, DEVICE  # isort: skip  # before the kernels
 
 from appliance_kernels import reference
+from appliance_kernels.fp8_cache import stored_as
 from appliance_kernels.triton_kernels.activation import gelu_tanh_and_mul, silu_and_mul
 from appliance_kernels.triton_kernels.norm import add_rms_norm, rms_norm
 from appliance_kernels.triton_kernels.rotary_kv import rotary_and_write_kv
@@ -166,9 +167,12 @@ def check_rotary(
     if cache_dtype is None:
         assert_close(got_cache[written].to(dtype), want_cache[written])
         assert torch.equal(got_cache[:, 1][written[:, 1]], want_cache[:, 1][written[:, 1]]), "values are copied"
-    else:  # 8 bits: two or three of mantissa, and float16's smallest where it is smaller than that
+    else:
+        values = stored_as(want_cache[:, 1], cache_dtype).float()
+        assert torch.equal(got_cache[:, 1][written[:, 1]], values[written[:, 1]]), "values are rounded once"
+        # half a unit in the last of three bits, half of the smallest number, and what float32 sums differ by
         eps = torch.finfo(cache_dtype).eps
-        torch.testing.assert_close(got_cache[written], want_cache[written], atol=2**-9, rtol=eps)
+        torch.testing.assert_close(got_cache[written], want_cache[written], atol=2**-10 + 2e-5, rtol=eps / 2)
     in_qkv = qkv.view(real + padding, -1, dim)
     old = before.view(real + padding, -1, dim)
     assert torch.equal(in_qkv[real:], old[real:]), "padding is left alone"
@@ -214,12 +218,16 @@ def test_many_tokens_turn_and_reach_their_slots(heads, norm, dtype):
     check_rotary([(700, 900), (1, 500), (123, 123)], heads, dtype, norm=norm)
 
 
+@pytest.mark.parametrize("dtype", ALL_DTYPES)
+@pytest.mark.parametrize("norm", [False, True])
+def test_an_fp8_cache_gets_rounded_keys_and_values(norm, dtype):
+    check_rotary(REQUESTS, (6, 2, 64), dtype, norm=norm, rot_dim=32, cache_dtype=torch.float8_e4m3fn)
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("cache_dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
-def test_an_8_bit_cache_gets_rounded_keys_and_values(cache_dtype):
-    if cache_dtype == torch.float8_e4m3fn and torch.cuda.get_device_capability() < (8, 9):
-        pytest.skip("this GPU has no e4m3 conversion")
-    check_rotary([(60, 90), (1, 50)], (16, 8, 128), torch.bfloat16, cache_dtype=cache_dtype)
+@pytest.mark.parametrize("dtype", ALL_DTYPES)
+def test_an_fp8_cache_of_many_tokens_gets_rounded_keys_and_values(dtype):
+    check_rotary([(60, 90), (1, 50)], (16, 8, 128), dtype, cache_dtype=torch.float8_e4m3fn)
 
 
 def test_a_cache_of_other_heads_is_refused():
