@@ -14,26 +14,27 @@ class MemorySettings:
 
     gpu_memory_utilization: float = setting(
         0.9,
-        purpose="Fraction of the device's memory that the engine may use for weights, activations and KV cache "
-        "together; the cache takes what the other two leave of it. On the CPU the cache gets this fraction of the "
-        "host memory that is free beside the weights, and at most 4 GiB, as other programs live there too; "
-        "kv-cache-memory goes beyond that.",
+        purpose="Fraction of the GPU's memory that may be in use once the engine runs: weights, activations, CUDA "
+        "graphs, KV cache, the driver, and what other programs hold. The KV cache takes what the others leave of it, "
+        "measured at the start, where the engine logs who has how much; pagebox plan says the same without a GPU. On "
+        "the CPU the cache gets this fraction of the host memory that is free beside the weights, and at most 4 GiB, "
+        "as other programs live there too; kv-cache-memory goes beyond that.",
         memory="Sets the size of the KV cache.",
-        throughput="More cache, more requests at once and more prefixes kept; too high leaves no room for other "
-        "programs and ends in out-of-memory errors.",
+        throughput="More cache, more requests at once and more prefixes kept. What is left is for memory that the "
+        "allocator cannot fill without gaps, and for programs that come later: too high ends in out-of-memory errors.",
         typical="0.85 to 0.95 on a GPU of its own.",
-        formula="KV cache = gpu-memory-utilization × device memory − weights − peak of activations (GPU), or min(4 "
-        "GiB, gpu-memory-utilization × (free host memory − weights)) (CPU)",
+        formula="KV cache = gpu-memory-utilization × GPU memory − weights − activations − CUDA graphs − request state "
+        "− driver and other programs (GPU), or min(4 GiB, gpu-memory-utilization × (free host memory − weights)) (CPU)",
         above=0,
         maximum=1,
     )
     kv_cache_memory: int | None = setting(
         None,
         purpose="Size of the KV cache in bytes, instead of a fraction of the memory: exact, and the same at every "
-        "start.",
+        "start. More than is left beside everything else fails at the start, with the most that fits.",
         memory="Exactly this much, rounded down to whole blocks; taken at the start, never grown.",
         throughput="As gpu-memory-utilization: more cache, more requests at once.",
-        typical="1GiB to 8GiB on the CPU; on a GPU what an earlier start printed.",
+        typical="1GiB to 8GiB on the CPU; on a GPU what an earlier start logged, or pagebox plan prints.",
         formula="tokens that fit = kv-cache-memory ÷ (2 × layers × KV heads × head size × bytes per element)",
         when_unset="Computed from gpu-memory-utilization.",
         minimum=1,
@@ -62,12 +63,14 @@ class MemorySettings:
     )
     swap_space: float = setting(
         0.0,
-        purpose="GiB of host memory that preempted requests' KV blocks are moved to.",
-        memory="Taken from the host at the start, pinned.",
-        throughput="A swapped request resumes by a copy instead of a second prefill.",
-        typical="0; 4 to 16 with preemption-mode swap.",
+        purpose="GiB of host memory that KV blocks are copied to before they are evicted, and from which they come back "
+        "when a request begins with the same tokens: a second tier of the prefix cache.",
+        memory="Taken from the host at the start, pinned; and at most 256 MiB of the GPU's.",
+        throughput="A prefix that no longer fits on the GPU comes back by a copy over PCIe, beside the running step, "
+        "instead of a second prefill.",
+        typical="0; 4 to 64 where conversations return or prompts share more than the GPU holds.",
+        formula="tokens = swap-space × 2³⁰ ÷ KV bytes per token",
         minimum=0,
-        not_built="Swapping is not built yet; a preempted request is computed again, helped by the prefix cache.",
     )
     cpu_offload_gb: float = setting(
         0.0,
