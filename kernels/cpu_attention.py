@@ -123,9 +123,8 @@ def _attend_batch(q: torch.Tensor, kv_cache: torch.Tensor, batch: _Batch, scale:
 def _attend_alone(q: torch.Tensor, kv_cache: torch.Tensor, request: _Alone, scale: float) -> torch.Tensor:
     """q [n, Hq, D] → [n, Hq, D]."""
     count, num_q_heads, head_dim = q.shape
-    keys, values = (
-        part[:, None, request.first_key : request.last_key] for part in _gather(kv_cache, request.rows, q.dtype)
-    )
+    gathered = _gather(kv_cache, request.rows, q.dtype)
+    keys, values = (part[:, None, request.first_key : request.last_key] for part in gathered)
     num_kv_heads = keys.shape[0]
     shared = num_q_heads // num_kv_heads
     queries = q.view(count, num_kv_heads, shared, head_dim)

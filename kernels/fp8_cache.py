@@ -1,4 +1,4 @@
-"""Keys and values in FP8 E4M3 (Micikevicius et al. 2022; torch.float8_e4m3fn), with scale 1, outside Triton's kernels."""
+"""Keys and values in FP8 E4M3 (Micikevicius et al. 2022; torch.float8_e4m3fn), with scale 1, in plain PyTorch."""
 
 from __future__ import annotations
 

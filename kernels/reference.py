@@ -92,7 +92,8 @@ def rotary_and_write_kv(
     """Norm and rotate queries and keys, store keys and values, return the queries.
 
     qkv [T, (Hq + 2·Hk)·D], overwritten; kv_cache [num_blocks, 2, Hk, block_size, D], of qkv's dtype or float8_e4m3fn
-    (see `stored_as`), written at the step's slots; qk_norm (q weight [D], k weight [D], eps) norms each head first (Qwen3, Gemma 3).
+    (see `stored_as`), written at the step's slots; qk_norm (q weight [D], k weight [D], eps) norms each head first
+    (Qwen3, Gemma 3).
     Returns q [T, Hq, D].
     """
     tokens = qkv.shape[0]

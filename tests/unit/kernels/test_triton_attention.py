@@ -297,7 +297,7 @@ def test_an_argument_that_does_not_fit_is_named():
     batch = make_batch([(1, 4)])
     with pytest.raises(ValueError, match="contiguous within a block"):
         decode_attention(batch.q, batch.kv_cache.transpose(2, 3), batch.tables, batch.seq_lens, 1.0)
-    with pytest.raises(ValueError, match="kv_cache is torch.float32"):
+    with pytest.raises(ValueError, match=r"kv_cache is torch\.float32"):
         mixed_attention(batch.q.half(), batch.kv_cache, batch.tables, batch.query_start, batch.seq_lens, 1.0)
 
 
