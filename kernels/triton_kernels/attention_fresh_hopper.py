@@ -30,6 +30,14 @@ PRODUCER_REGISTERS = 24
 
 
 @gluon.jit
+def _barriers(NUMBER: gl.constexpr, ARRIVALS: gl.constexpr):
+    barriers = gl.allocate_shared_memory(gl.int64, [NUMBER, 1], mbarrier.MBarrierLayout())
+    for i in gl.static_range(NUMBER):
+        mbarrier.init(barriers.index(i), count=ARRIVALS)
+    return barriers
+
+
+@gluon.jit
 def _num_turns(total):
     """How many of `total` pieces of work a program takes."""
     programs = gl.num_programs(0)
@@ -65,9 +73,7 @@ def _produce(
     descriptors,
     buffers,
     barriers,
-    items,
-    count,
-    window,
+    plan,
     NUM_Q_HEADS: gl.constexpr,
     HEADS_PER_KV: gl.constexpr,
     HEAD_DIM: gl.constexpr,
@@ -77,6 +83,7 @@ def _produce(
     q, k, v = descriptors
     q_tiles, k_tiles, v_tiles = buffers
     q_full, q_empty, k_full, k_empty, v_full, v_empty, _ = barriers
+    items, count, window = plan
     NUM_CONSUMERS: gl.constexpr = q_tiles.shape[0]
     STAGES: gl.constexpr = k_tiles.shape[0]
     TILE: gl.constexpr = k_tiles.shape[1]
@@ -154,14 +161,9 @@ def _scaled(
 def _consume(
     buffers,
     barriers,
-    items,
-    count,
-    out,
-    out_stride_row,
-    out_stride_head,
-    window,
-    score_scale,
-    softcap_log2,
+    plan,
+    scales,
+    output,
     INDEX: gl.constexpr,
     NUM_Q_HEADS: gl.constexpr,
     HAS_WINDOW: gl.constexpr,
@@ -171,6 +173,9 @@ def _consume(
     """One warpgroup: rows INDEX · 64 … of each piece of work, key tiles from the last, which holds the diagonal, on."""
     q_tiles, k_tiles, v_tiles = buffers
     q_full, q_empty, k_full, k_empty, v_full, v_empty, turns = barriers
+    items, count, window = plan
+    score_scale, softcap_log2 = scales
+    out, out_stride_row, out_stride_head = output
     STAGES: gl.constexpr = k_tiles.shape[0]
     TILE: gl.constexpr = k_tiles.shape[1]
     HEAD_DIM: gl.constexpr = k_tiles.shape[2]
@@ -317,81 +322,23 @@ def fresh_hopper_kernel(
         gl.allocate_shared_memory(k.dtype, [STAGES, TILE, HEAD_DIM], k.layout),
         gl.allocate_shared_memory(v.dtype, [STAGES, TILE, HEAD_DIM], v.layout),
     )
-    q_full = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-    q_empty = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-    k_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    k_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    v_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    turns = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-    for i in gl.static_range(2):
-        mbarrier.init(q_full.index(i), count=1)
-        mbarrier.init(q_empty.index(i), count=1)
-        mbarrier.init(turns.index(i), count=1)
-    for i in gl.static_range(STAGES):
-        mbarrier.init(k_full.index(i), count=1)
-        mbarrier.init(k_empty.index(i), count=2)
-        mbarrier.init(v_full.index(i), count=1)
-        mbarrier.init(v_empty.index(i), count=2)
+    q_full = _barriers(2, 1)
+    q_empty = _barriers(2, 1)
+    k_full = _barriers(STAGES, 1)
+    k_empty = _barriers(STAGES, 2)
+    v_full = _barriers(STAGES, 1)
+    v_empty = _barriers(STAGES, 2)
+    turns = _barriers(2, 1)
     fence_async_shared()
     barriers = (q_full, q_empty, k_full, k_empty, v_full, v_empty, turns)
+    plan = (items, count, window)
+    scales = (score_scale, softcap_log2)
+    output = (out, out_stride_row, out_stride_head)
     gl.warp_specialize(
         [
-            (
-                _consume,
-                (
-                    buffers,
-                    barriers,
-                    items,
-                    count,
-                    out,
-                    out_stride_row,
-                    out_stride_head,
-                    window,
-                    score_scale,
-                    softcap_log2,
-                    0,
-                    NUM_Q_HEADS,
-                    HAS_WINDOW,
-                    HAS_SOFTCAP,
-                    IN_TURNS,
-                ),
-            ),
-            (
-                _consume,
-                (
-                    buffers,
-                    barriers,
-                    items,
-                    count,
-                    out,
-                    out_stride_row,
-                    out_stride_head,
-                    window,
-                    score_scale,
-                    softcap_log2,
-                    1,
-                    NUM_Q_HEADS,
-                    HAS_WINDOW,
-                    HAS_SOFTCAP,
-                    IN_TURNS,
-                ),
-            ),
-            (
-                _produce,
-                (
-                    (q, k, v),
-                    buffers,
-                    barriers,
-                    items,
-                    count,
-                    window,
-                    NUM_Q_HEADS,
-                    HEADS_PER_KV,
-                    HEAD_DIM,
-                    HAS_WINDOW,
-                ),
-            ),
+            (_consume, (buffers, barriers, plan, scales, output, 0, NUM_Q_HEADS, HAS_WINDOW, HAS_SOFTCAP, IN_TURNS)),
+            (_consume, (buffers, barriers, plan, scales, output, 1, NUM_Q_HEADS, HAS_WINDOW, HAS_SOFTCAP, IN_TURNS)),
+            (_produce, ((q, k, v), buffers, barriers, plan, NUM_Q_HEADS, HEADS_PER_KV, HEAD_DIM, HAS_WINDOW)),
         ],
         [4, 1],
         [CONSUMER_REGISTERS, PRODUCER_REGISTERS],
