@@ -31,7 +31,7 @@ def paged_attention(
     sliding_window: int | None,
     softcap: float | None,
 ) -> torch.Tensor:
-    """q [T, Hq, D], heads contiguous; meaning as `reference.paged_attention`. Rows of padding get zeros or stay unset."""
+    """q [T, Hq, D], heads contiguous; meaning as `reference.paged_attention`. Padding gets zeros or stays unset."""
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     count = metadata.num_decodes
     if count:
@@ -93,7 +93,7 @@ def _plan(
     return plan_decode(
         lengths,
         kv_cache.shape[2],
-        decode_config(q.device, q.shape[2], q.dtype),
+        decode_config(q.device, q.shape[2], kv_cache.dtype),
         sliding_window=sliding_window,
         num_shared_tokens=None if metadata.shared is None else metadata.shared.num_tokens,
     )

@@ -23,14 +23,20 @@ class BlockTable:
         self._table = np.zeros((max_num_seqs, columns), dtype=np.int32)
         self._count = np.zeros(max_num_seqs, dtype=np.int64)
 
-    def append(self, row: int, block_ids: list[int]) -> None:
-        """Add allocation blocks at the end of `row`."""
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self._table.shape
+
+    def append(self, row: int, block_ids: list[int]) -> tuple[int, np.ndarray]:
+        """Add allocation blocks at the end of `row`; returns the first column that changed, and the kernel blocks there
+        and in those after it."""
         blocks = np.asarray(block_ids, dtype=np.int32)
         if self._ratio > 1:
             blocks = (blocks[:, None] * self._ratio + np.arange(self._ratio, dtype=np.int32)).reshape(-1)
         start = self._count[row]
         self._table[row, start : start + len(blocks)] = blocks
         self._count[row] = start + len(blocks)
+        return int(start), blocks
 
     def clear(self, row: int) -> None:
         self._table[row, : self._count[row]] = 0
@@ -39,6 +45,16 @@ class BlockTable:
     def tables(self, rows: np.ndarray) -> np.ndarray:
         """The kernel blocks of `rows` [R]: [R, longest] int32, 0 past each row's end."""
         return self._table[rows, : int(self._count[rows].max())]
+
+    def common_prefix(self, rows: np.ndarray) -> int:
+        """With how many blocks all of `rows` [R] begin."""
+        tables = self._table[rows, : int(self._count[rows].min())]
+        differs = (tables != tables[0]).any(0)
+        return int(differs.argmax()) if differs.any() else tables.shape[1]
+
+    def first_blocks(self, rows: np.ndarray) -> np.ndarray:
+        """The block with which each of `rows` [R] begins."""
+        return self._table[rows, 0]
 
     def slots(self, rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """The slot of each token: `rows` [T], `positions` [T]; returns [T] int64."""

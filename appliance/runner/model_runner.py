@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -12,6 +11,7 @@ from appliance.engine.step import ModelOutput, SchedulerOutput
 from appliance.protocol.wire import TokenLogprobs
 from appliance.runner.block_table import BlockTable
 from appliance.runner.host_tier import HostTier
+from appliance.runner.model import Model
 from appliance.runner.rows import Rows
 from appliance.runner.sampling.logprobs import token_logprobs
 from appliance.runner.sampling.sampler import sample
@@ -19,18 +19,6 @@ from appliance_kernels.metadata import AttentionMetadata
 
 # Prompt log-probabilities need a row of the vocabulary for every prompt token: that many at a time.
 PROMPT_LOGPROBS_CHUNK = 256
-
-
-class Model(Protocol):
-    def __call__(
-        self, input_ids: torch.Tensor, kv_caches: list[torch.Tensor], metadata: AttentionMetadata
-    ) -> torch.Tensor:
-        """input_ids [T] int64 → hidden states [T, H]"""
-        ...
-
-    def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """hidden [N, H] → [N, vocab] float32"""
-        ...
 
 
 class ModelRunner:
@@ -85,11 +73,17 @@ class ModelRunner:
             block_size=self._table.kernel_block_size,
         )
         input_ids = torch.from_numpy(self._rows.token_ids[of_token, positions].astype(np.int64))
-        hidden = self._model(input_ids, self._kv_caches, metadata)
+        complete = np.flatnonzero(computed + scheduled == self._rows.num_tokens[rows])
+        last = torch.from_numpy(starts[1:][complete] - 1)
+        wants_all = bool((self._rows.num_prompt_logprobs[rows] >= 0).any())
+        hidden = self._model(input_ids, self._kv_caches, metadata, None if wants_all else last)
 
         output = ModelOutput(sampled=[[] for _ in step.rows])
-        self._prompt_logprobs(output, rows, computed, scheduled, starts, hidden)
-        self._sample(output, rows, computed + scheduled, starts, hidden)
+        if wants_all:
+            self._prompt_logprobs(output, rows, computed, scheduled, starts, hidden)
+            hidden = hidden[last]
+        if len(complete):
+            self._sample(output, rows, complete, hidden)
         return output
 
     def _update_rows(self, step: SchedulerOutput) -> None:
@@ -103,14 +97,9 @@ class ModelRunner:
         for row, block_ids in step.appended_blocks.items():
             self._table.append(row, block_ids)
 
-    def _sample(
-        self, output: ModelOutput, rows: np.ndarray, lengths: np.ndarray, starts: np.ndarray, hidden: torch.Tensor
-    ) -> None:
-        complete = np.flatnonzero(lengths == self._rows.num_tokens[rows])
-        if not len(complete):
-            return
-        last = torch.from_numpy(starts[1:][complete] - 1)
-        logits = self._model.compute_logits(hidden[last])
+    def _sample(self, output: ModelOutput, rows: np.ndarray, complete: np.ndarray, hidden: torch.Tensor) -> None:
+        """`hidden` [N, H] are the last tokens of the requests `complete` [N], indexes into `rows`."""
+        logits = self._model.compute_logits(hidden)
         sampled = sample(logits, rows[complete], self._rows)
         self._rows.append(rows[complete], sampled.tokens)
         for i, token in zip(complete.tolist(), sampled.tokens.tolist(), strict=True):

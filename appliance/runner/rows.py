@@ -50,11 +50,14 @@ class Rows:
             self.constraints[row] = RowConstraints(params, new.stop_token_ids, new.num_prompt_tokens)
 
     def append(self, rows: np.ndarray, token_ids: np.ndarray) -> None:
-        """One sampled token for each of `rows`. The last position of a full row has no place and needs none."""
-        position = self.num_tokens[rows]
-        fits = position < self.token_ids.shape[1]
-        self.token_ids[rows[fits], position[fits]] = token_ids[fits]
+        """One sampled token for each of `rows`."""
+        self.place(rows, self.num_tokens[rows], token_ids)
         self.num_tokens[rows] += 1
+
+    def place(self, rows: np.ndarray, positions: np.ndarray, token_ids: np.ndarray) -> None:
+        """Note tokens that are counted already. The last position of a full row has no place and needs none."""
+        fits = positions < self.token_ids.shape[1]
+        self.token_ids[rows[fits], positions[fits]] = token_ids[fits]
 
     def release(self, row: int) -> None:
         self.constraints.pop(row, None)

@@ -1,0 +1,356 @@
+"""Runs steps on a GPU, up to two at a time: the host prepares and launches one while the device works on the other."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from appliance.engine.step import ModelOutput, SchedulerOutput
+from appliance.protocol.wire import TokenLogprobs
+from appliance.runner.block_table import BlockTable
+from appliance.runner.cuda.decode_step import AttentionShape, DecodeStep
+from appliance.runner.cuda.device_rows import DeviceRows, records_of
+from appliance.runner.cuda.graphs import DecodeGraphs
+from appliance.runner.cuda.in_flight import InFlight, Sampled
+from appliance.runner.cuda.sampler import DeviceSampler, prompt_logprobs
+from appliance.runner.cuda.shared_prefix import SharedPrefixFinder, Sharing
+from appliance.runner.cuda.staging import Staging
+from appliance.runner.host_tier import HostTier
+from appliance.runner.model import Model
+from appliance.runner.rows import Rows
+from appliance_kernels.device_metadata import DeviceMetadata
+from appliance_kernels.triton_kernels.step_inputs import RECORD, decode_inputs, gather_block_tables
+
+# Block table entries that are sent at once; a step with more, which prefix hits can make, sends them in pieces first.
+STAGED_BLOCKS = 65_536
+
+# Prompt log-probabilities need a row of the vocabulary for every prompt token: that many at a time.
+PROMPT_LOGPROBS_CHUNK = 256
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerOptions:
+    """Named as the settings are, where there is one."""
+
+    max_num_seqs: int
+    max_model_len: int
+    max_num_batched_tokens: int
+    block_size: int
+    vocab_size: int
+    shape: AttentionShape
+    graph_sizes: tuple[int, ...] = ()  # ascending; empty: everything runs eagerly
+    max_context_len_to_capture: int | None = None
+    enable_prefix_caching: bool = True
+    batch_invariant: bool = False
+
+
+@dataclass(slots=True)
+class _Batch:
+    """The requests of a step. Arrays [R] run in parallel, in the scheduler's order."""
+
+    rows: np.ndarray
+    computed: np.ndarray
+    scheduled: np.ndarray
+    complete: np.ndarray  # whose known tokens end in this step, so that they get another
+    wants_prompt: np.ndarray  # log-probabilities of the prompt tokens that this step computes
+    decodes: np.ndarray  # complete with one token, which the device knows
+
+
+class CudaRunner:
+    """Executes `SchedulerOutput`s in order, without waiting for the device.
+
+    What a step starts from that the host does not know yet, the tokens sampled by the step before it, is read where the
+    device left it. kv_caches: one tensor a layer, [num_kernel_blocks, 2, num_kv_heads, kernel_block_size, head_dim].
+    """
+
+    depth = 2
+
+    def __init__(
+        self,
+        model: Model,
+        kv_caches: list[torch.Tensor],
+        options: RunnerOptions,
+        host_tier: HostTier | None = None,
+    ) -> None:
+        device = kv_caches[0].device
+        self._model = model
+        self._kv_caches = kv_caches
+        self._options = options
+        self._host_tier = host_tier
+        self._on_gpu = device.type == "cuda"
+        self._rows = Rows(options.max_num_seqs, options.max_model_len)
+        self._tenures = np.zeros(options.max_num_seqs, dtype=np.int64)  # how often each row was taken
+        kernel_block_size = kv_caches[0].shape[3]
+        self._table = BlockTable(options.max_num_seqs, options.max_model_len, options.block_size, kernel_block_size)
+        self._device_rows = DeviceRows(options.max_num_seqs, self._table.shape[1], device)
+        self._sampler = DeviceSampler(self._rows, self._device_rows.sampling, device)
+        self._sharing = SharedPrefixFinder(self._table)
+        self._step = DecodeStep(
+            model,
+            kv_caches,
+            self._device_rows,
+            shape=options.shape,
+            vocab_size=options.vocab_size,
+            max_num_seqs=options.max_num_seqs,
+            batch_invariant=options.batch_invariant,
+        )
+        self._graphs = DecodeGraphs(self._step, options.graph_sizes)
+        # one more than may be under way: the host writes while two are read
+        self._staging = Staging(_staged_elements(options), self.depth + 1, device)
+        self._results = deque(
+            torch.empty(2 * options.max_num_seqs, dtype=torch.int32, pin_memory=self._on_gpu)
+            for _ in range(self.depth + 1)
+        )
+        self._under_way: deque[InFlight] = deque(maxlen=self.depth)
+        self._batch_in_place = b""  # the rows that the decode step's memory holds now
+        self._sharing_in_place: Sharing | None = None
+
+    @property
+    def num_graphs(self) -> int:
+        return len(self._graphs)
+
+    @torch.inference_mode()
+    def capture_graphs(self, progress: Callable[[float], None] = lambda fraction: None) -> None:
+        """Record the decode steps. Needs all memory to be in place, and no step under way."""
+        shares = self._options.enable_prefix_caching and not self._options.batch_invariant
+        self._graphs.capture(shares_prefix=shares, progress=progress)
+
+    @torch.inference_mode()
+    def submit(self, step: SchedulerOutput) -> Callable[[], ModelOutput]:
+        """Launch `step`; the result waits for it."""
+        if self._host_tier is not None:
+            self._host_tier.copy_out(step.copies_out)
+            self._host_tier.copy_in(step.copies_in)
+        self._staging.begin()
+        self._update_rows(step)
+        batch = self._batch(step)
+        in_flight = self._decode(batch) if batch.decodes.all() else self._mixed(batch)
+        self._under_way.append(in_flight)
+
+        def outcome() -> ModelOutput:
+            in_flight.note_tokens(self._rows, self._tenures)
+            return in_flight.output()
+
+        return outcome
+
+    # ---- the persistent batch ----------------------------------------------------------------------------------------
+
+    def _update_rows(self, step: SchedulerOutput) -> None:
+        """Bring rows and block tables up to date, here and on the device."""
+        for row in step.released_rows:
+            self._rows.release(row)
+            self._table.clear(row)
+        places: list[np.ndarray] = []
+        blocks: list[np.ndarray] = []
+        for new in step.new_rows:
+            self._rows.add(new)
+            self._tenures[new.row] += 1
+            self._table.clear(new.row)
+            self._extend(new.row, new.block_ids, places, blocks)
+        for row, block_ids in step.appended_blocks.items():
+            self._extend(row, block_ids, places, blocks)
+        if not places:
+            return
+        if step.new_rows:
+            self._sharing.rows_changed()
+        where, what = np.concatenate(places), np.concatenate(blocks)
+        while len(where) > STAGED_BLOCKS:
+            self._send_blocks(where[:STAGED_BLOCKS], what[:STAGED_BLOCKS])
+            where, what = where[STAGED_BLOCKS:], what[STAGED_BLOCKS:]
+            if self._on_gpu:
+                torch.cuda.synchronize()
+            self._staging.begin()
+        staged = self._staging.put(where), self._staging.put(what)
+        taken = np.array([new.row for new in step.new_rows], dtype=np.int64)
+        records = self._staging.put(records_of(taken, self._rows).reshape(-1)) if len(taken) else None
+        self._staging.send()
+        self._device_rows.extend_blocks(*staged)
+        if records is not None:
+            self._device_rows.take(records.view(len(taken), len(RECORD)))
+
+    def _extend(self, row: int, block_ids: list[int], places: list[np.ndarray], blocks: list[np.ndarray]) -> None:
+        first, kernel_blocks = self._table.append(row, block_ids)
+        start = row * self._table.shape[1] + first
+        places.append(np.arange(start, start + len(kernel_blocks)))
+        blocks.append(kernel_blocks)
+
+    def _send_blocks(self, places: np.ndarray, blocks: np.ndarray) -> None:
+        staged = self._staging.put(places), self._staging.put(blocks)
+        self._staging.send()
+        self._device_rows.extend_blocks(*staged)
+
+    def _batch(self, step: SchedulerOutput) -> _Batch:
+        rows = np.asarray(step.rows, dtype=np.int64)
+        computed = np.asarray(step.num_computed_tokens, dtype=np.int64)
+        scheduled = np.asarray(step.num_scheduled_tokens, dtype=np.int64)
+        complete = computed + scheduled == self._rows.num_tokens[rows]
+        wants_prompt = self._rows.num_prompt_logprobs[rows] >= 0
+        wants_prompt &= computed + 1 < self._rows.num_prompt_tokens[rows]
+        decodes = complete & (scheduled == 1) & ~wants_prompt
+        return _Batch(rows, computed, scheduled, complete, wants_prompt, decodes)
+
+    # ---- the forward pass --------------------------------------------------------------------------------------------
+
+    def _decode(self, batch: _Batch) -> InFlight:
+        """Every request runs the token that was sampled last."""
+        count = len(batch.rows)
+        size = self._graphs.size_for(count)
+        limit = self._options.max_context_len_to_capture
+        if limit is not None and int(batch.computed.max()) >= limit:
+            size = None
+        self._place_batch(batch.rows, size or count)
+        sharing = None
+        if self._graphs.has(size or count, shares_prefix=True):
+            sharing = self._sharing.find(batch.rows)
+            self._place_sharing(sharing, size or count)
+        if size is None:
+            logits = self._step.run(count, shares_prefix=False)
+        else:
+            logits = self._graphs.replay(size, shares_prefix=sharing is not None)
+        return self._sample(batch, logits[:count], np.arange(count), self._step.batch[:count])
+
+    def _place_batch(self, rows: np.ndarray, size: int) -> None:
+        """Tell the decode step its rows, if they are not those of the step before; padded to `size`."""
+        padded = np.full(size, -1, dtype=np.int32)
+        padded[: len(rows)] = rows
+        if padded.tobytes() == self._batch_in_place:
+            return
+        self._batch_in_place = padded.tobytes()
+        self._copy(padded, self._step.batch[:size])
+
+    def _place_sharing(self, sharing: Sharing | None, size: int) -> None:
+        if sharing is None or sharing is self._sharing_in_place:
+            return
+        self._sharing_in_place = sharing
+        shared = np.zeros(size, dtype=np.int32)
+        shared[: len(sharing.num_tokens)] = sharing.num_tokens
+        self._copy(shared, self._step.num_shared_tokens[:size])
+        self._step.shared_table.copy_(self._device_rows.block_table[sharing.leader])
+
+    def _copy(self, values: np.ndarray, target: torch.Tensor) -> None:
+        staged = self._staging.put(values)
+        self._staging.send()
+        target.copy_(staged)
+
+    def _mixed(self, batch: _Batch) -> InFlight:
+        """Decodes first, then the chunks of prompts, in one flat pass."""
+        order = np.concatenate((np.flatnonzero(batch.decodes), np.flatnonzero(~batch.decodes)))
+        rows, computed, scheduled = batch.rows[order], batch.computed[order], batch.scheduled[order]
+        num_decodes = int(batch.decodes.sum())
+        chunks = scheduled[num_decodes:]
+        starts = np.concatenate(([0], np.cumsum(chunks)))
+        of_token = np.repeat(rows[num_decodes:], chunks)
+        chunk_positions = np.arange(starts[-1]) - np.repeat(starts[:-1] - computed[num_decodes:], chunks)
+        complete = batch.complete[order]
+        ends = np.concatenate((np.arange(num_decodes), num_decodes + starts[1:] - 1))
+        wants_all = bool(batch.wants_prompt.any())
+
+        staging, rows_on_device = self._staging, self._device_rows
+        num_tokens = num_decodes + int(starts[-1])
+        (host_ids, ids), (host_positions, positions), (host_slots, slots) = (
+            staging.reserve(num_tokens) for _ in range(3)
+        )
+        host_lengths, lengths = staging.reserve(len(rows))
+        host_ids[num_decodes:] = self._rows.token_ids[of_token, chunk_positions]
+        host_positions[num_decodes:] = chunk_positions
+        host_slots[num_decodes:] = self._table.slots(of_token, chunk_positions)
+        host_lengths[num_decodes:] = (computed + scheduled)[num_decodes:]
+        table_rows = staging.put(rows)
+        invariant = self._options.batch_invariant  # then decodes are attended as chunks of one token, like prompts
+        query_start = staging.put(np.append(np.arange(num_decodes), num_decodes + starts) if invariant else starts)
+        output_rows = staging.put(ends[complete])
+        sampled_rows = staging.put(rows[complete])
+        staging.send()
+        if num_decodes:
+            decode_inputs(
+                table_rows[:num_decodes],
+                rows_on_device.last_token,
+                rows_on_device.num_tokens,
+                rows_on_device.block_table,
+                self._table.kernel_block_size,
+                ids[:num_decodes],
+                positions[:num_decodes],
+                slots[:num_decodes],
+                lengths[:num_decodes],
+            )
+        tables = self._step.block_tables[: len(rows)]
+        gather_block_tables(table_rows, lengths, rows_on_device.block_table, self._table.kernel_block_size, tables)
+        metadata = DeviceMetadata(
+            positions=positions,
+            slot_mapping=slots,
+            block_tables=tables,
+            seq_lens=lengths,
+            num_decodes=0 if invariant else num_decodes,
+            query_start=query_start,
+            workspace=self._step.workspace,
+        )
+        hidden = self._model(ids, self._kv_caches, metadata, None if wants_all else output_rows)
+        prompts = {}
+        if wants_all:
+            prompts = self._prompt_logprobs(hidden, batch, order, num_decodes + starts[:-1])
+            hidden = hidden.index_select(0, output_rows)
+        if not complete.any():
+            return InFlight(len(rows), self._record(), None, prompts)
+        logits = self._model.compute_logits(hidden)
+        in_flight = self._sample(batch, logits, order[complete], sampled_rows)
+        in_flight.prompt_logprobs = prompts
+        return in_flight
+
+    # ---- tokens ------------------------------------------------------------------------------------------------------
+
+    def _sample(self, batch: _Batch, logits: torch.Tensor, places: np.ndarray, device_rows: torch.Tensor) -> InFlight:
+        """The next token of the requests at `places` [N] of `batch`, whose rows on the device are `device_rows` [N]."""
+        rows = batch.rows[places]
+        if self._sampler.needs_host_tokens(rows):
+            # The forward pass is under way by now, so the device has work while the host waits for the last tokens.
+            for earlier in self._under_way:
+                earlier.note_tokens(self._rows, self._tenures)
+        samples = self._sampler.sample(logits, rows, device_rows)
+        self._device_rows.append(device_rows, samples.tokens_and_status[0])
+        positions = self._rows.num_tokens[rows]
+        self._rows.num_tokens[rows] += 1
+        self._results.rotate()
+        result = self._results[0][: 2 * len(rows)].view(2, len(rows))
+        result.copy_(samples.tokens_and_status, non_blocking=True)
+        sampled = Sampled(places, rows, positions, self._tenures[rows], samples, result)
+        return InFlight(len(batch.rows), self._record(), sampled)
+
+    def _record(self) -> torch.cuda.Event | None:
+        if not self._on_gpu:
+            return None
+        done = torch.cuda.Event()
+        done.record()
+        return done
+
+    def _prompt_logprobs(
+        self, hidden: torch.Tensor, batch: _Batch, order: np.ndarray, chunk_starts: np.ndarray
+    ) -> dict[int, list[TokenLogprobs]]:
+        """By place in the step. Waits for the device. The chunks are the last of `order` [R], places in `batch`.
+
+        The token at position p is predicted at position p - 1, so the last prompt position predicts none of it.
+        """
+        found: dict[int, list[TokenLogprobs]] = {}
+        for place, chunk_start in zip(order[-len(chunk_starts) :].tolist(), chunk_starts.tolist(), strict=True):
+            if not batch.wants_prompt[place]:
+                continue
+            row, first = int(batch.rows[place]), int(batch.computed[place]) + 1
+            end = min(first + int(batch.scheduled[place]), int(self._rows.num_prompt_tokens[row]))
+            for begin in range(first, end, PROMPT_LOGPROBS_CHUNK):
+                count = min(PROMPT_LOGPROBS_CHUNK, end - begin)
+                start = chunk_start + begin - first
+                logits = self._model.compute_logits(hidden[start : start + count])
+                tokens = torch.from_numpy(self._rows.token_ids[row, begin : begin + count]).to(hidden.device)
+                found.setdefault(place, []).extend(
+                    prompt_logprobs(logits, tokens, int(self._rows.num_prompt_logprobs[row]))
+                )
+        return found
+
+
+def _staged_elements(options: RunnerOptions) -> int:
+    """Of the largest step: its tokens, and what changes of rows and block tables; and what aligning the parts takes."""
+    tokens = 3 * options.max_num_batched_tokens + 5 * options.max_num_seqs + 1
+    return tokens + 2 * STAGED_BLOCKS + len(RECORD) * options.max_num_seqs + 16 * 16
