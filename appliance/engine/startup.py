@@ -18,6 +18,8 @@ from appliance.engine.memory.kv_cache_plan import (
     model_max_len,
     plan_kv_cache,
 )
+from appliance.engine.memory.swap_space import num_host_blocks, swap_space_bytes
+from appliance.engine.memory.wording import size
 from appliance.engine.scheduler import Scheduler
 from appliance.engine.scheduler_config import SchedulerConfig
 from appliance.engine.startup_errors import SettingsRefused, StartupError
@@ -62,11 +64,12 @@ def build_core(
 def _build(settings: Settings, report: ReportPhase, on_trace: OnTrace | None) -> tuple[EngineCore, EngineReady]:
     import torch
 
-    from appliance.loading.dtype import choose_dtype
+    from appliance.loading.dtype import choose_dtype, kv_cache_dtype
     from appliance.loading.loader import load_model
     from appliance.loading.model_config import load_config
     from appliance.loading.source import locate_model
     from appliance.models.facts import model_facts
+    from appliance.runner.host_tier import make_host_tier
     from appliance.runner.model_runner import ModelRunner
 
     model = settings.model
@@ -78,14 +81,18 @@ def _build(settings: Settings, report: ReportPhase, on_trace: OnTrace | None) ->
     if torch.cuda.is_available():
         log.warning("This machine has a GPU, but this release computes on the CPU only: it will be slow")
     dtype = choose_dtype(model.dtype, config, device)
+    cache_dtype = kv_cache_dtype(settings.memory.kv_cache_dtype, dtype)
+    weight_bytes = _weight_bytes(facts, config, dtype)
+    swap_bytes = swap_space_bytes(settings, _available_bytes() - weight_bytes)
     plan = plan_kv_cache(
         settings.memory,
         block_size=settings.memory.block_size or CPU_BLOCK_SIZE,
-        bytes_per_token=facts.kv_bytes_per_token(dtype.itemsize),
+        bytes_per_token=facts.kv_bytes_per_token(cache_dtype.itemsize),
         model_max_len=model_max_len(settings, facts),
         max_model_len=model.max_model_len,
-        usable_bytes=_usable_bytes(settings, _weight_bytes(facts, config, dtype)),
+        usable_bytes=_usable_bytes(settings, weight_bytes, swap_bytes),
     )
+    num_slots = num_host_blocks(swap_bytes, plan.bytes_per_block)
     scheduler_config = _scheduler_config(settings.scheduling, plan, eos_token_ids(location, config))
 
     report("loading_weights", f"Reading {location}", 0.0)
@@ -104,15 +111,18 @@ def _build(settings: Settings, report: ReportPhase, on_trace: OnTrace | None) ->
     report("allocating_kv_cache", blocks)
     log.info("KV cache: %s; a request may have %d tokens", blocks, plan.max_model_len)
     shape = (plan.num_blocks, 2, facts.num_kv_heads, plan.block_size, facts.head_dim)
-    kv_caches = [_zeros(shape, dtype) for _ in range(facts.num_layers)]
+    kv_caches = [_zeros(shape, cache_dtype) for _ in range(facts.num_layers)]
+    if num_slots:
+        log.info("Swap space: %d blocks, %s of host memory", num_slots, size(num_slots * plan.bytes_per_block))
     runner = ModelRunner(
         loaded,
         kv_caches,
         max_num_seqs=scheduler_config.max_num_seqs,
         max_model_len=plan.max_model_len,
         block_size=plan.block_size,
+        host_tier=make_host_tier(kv_caches, num_slots) if num_slots else None,
     )
-    kv_cache = KVCacheManager(plan.num_blocks, plan.block_size, settings.memory.enable_prefix_caching)
+    kv_cache = KVCacheManager(plan.num_blocks, plan.block_size, settings.memory.enable_prefix_caching, num_slots)
     core = EngineCore(Scheduler(scheduler_config, kv_cache, on_event=on_trace), runner, on_trace)
     ready = EngineReady(
         model=model.model,
@@ -168,6 +178,7 @@ def _scheduler_config(scheduling: SchedulingSettings, plan: KVCachePlan, eos: fr
             enable_chunked_prefill=scheduling.enable_chunked_prefill,
             long_prefill_token_threshold=scheduling.long_prefill_token_threshold,
             eos_token_ids=tuple(sorted(eos)),
+            preemption_mode=scheduling.preemption_mode,
         )
     except ValueError as error:
         raise SettingsRefused(str(error)) from error
@@ -180,15 +191,16 @@ def _weight_bytes(facts: ModelFacts, config: Any, dtype: torch.dtype) -> int:
     return total
 
 
-def _usable_bytes(settings: Settings, weight_bytes: int) -> int:
-    """What the KV cache may take of the host's memory beside the weights."""
+def _usable_bytes(settings: Settings, weight_bytes: int, swap_bytes: int) -> int:
+    """What the KV cache may take of the host's memory beside the weights and the swap space."""
     available = _available_bytes()
     if weight_bytes > available:
         raise StartupError(
             f"The weights take {weight_bytes / 2**30:.2f} GiB, but only {available / 2**30:.2f} GiB of memory are "
             f"free; free some, choose a smaller model, or a dtype of 16 bits if this is float32"
         )
-    return min(DEFAULT_CPU_CACHE_BYTES, int((available - weight_bytes) * settings.memory.gpu_memory_utilization))
+    free = available - weight_bytes - swap_bytes
+    return min(DEFAULT_CPU_CACHE_BYTES, int(free * settings.memory.gpu_memory_utilization))
 
 
 def _available_bytes() -> int:

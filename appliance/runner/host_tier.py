@@ -36,10 +36,10 @@ class HostTier(Protocol):
 
 
 def make_host_tier(
-    kv_caches: Sequence[torch.Tensor], num_host_blocks: int, *, kernel_blocks_per_block: int
+    kv_caches: Sequence[torch.Tensor], num_host_blocks: int, *, kernel_blocks_per_block: int = 1
 ) -> HostTier:
-    """kv_caches: one contiguous tensor a layer, [num_kernel_blocks, …]; block `b` is the kernel blocks
-    `b * kernel_blocks_per_block …` of each."""
+    """kv_caches: one contiguous tensor a layer, [num_kernel_blocks, …]. Block `b` is `kernel_blocks_per_block` kernel
+    blocks of each, from `b * kernel_blocks_per_block` on."""
     if kv_caches[0].is_cuda:
         return CudaHostTier(kv_caches, num_host_blocks, kernel_blocks_per_block=kernel_blocks_per_block)
     return CpuHostTier(kv_caches, num_host_blocks, kernel_blocks_per_block=kernel_blocks_per_block)

@@ -55,16 +55,16 @@ class MemorySettings:
     )
     kv_cache_dtype: Literal["auto", "fp8"] = setting(
         "auto",
-        purpose="Number format of the KV cache; auto is the model's dtype.",
+        purpose="Number format of the KV cache; auto is the model's dtype, fp8 is E4M3 (3 bits of mantissa, up to ±448) "
+        "without scales.",
         memory="fp8 halves the cache of a 16-bit model, so twice as many tokens fit.",
         throughput="fp8 helps long contexts, where reading the cache is the limit; costs some accuracy.",
         typical="auto.",
-        not_built="An FP8 KV cache is not built yet; the cache has the model's dtype.",
     )
     swap_space: float = setting(
         0.0,
-        purpose="GiB of host memory that KV blocks are copied to before they are evicted, and from which they come back "
-        "when a request begins with the same tokens: a second tier of the prefix cache.",
+        purpose="GiB of host memory for a second tier of the prefix cache: KV blocks are copied to it before they are "
+        "evicted, and come back when a request begins with the same tokens.",
         memory="Taken from the host at the start, pinned; and at most 256 MiB of the GPU's.",
         throughput="A prefix that no longer fits on the GPU comes back by a copy over PCIe, beside the running step, "
         "instead of a second prefill.",

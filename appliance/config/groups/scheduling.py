@@ -86,12 +86,12 @@ class SchedulingSettings:
     )
     preemption_mode: Literal["recompute", "swap"] = setting(
         "recompute",
-        purpose="What happens to the request that came last when the KV cache is full: its blocks are dropped and "
-        "computed again, or moved to host memory.",
+        purpose="What happens to the request that came last when the KV cache is full. recompute: its blocks go to "
+        "whoever needs them, and it computes again what is in neither tier of the prefix cache when its turn comes. "
+        "swap: its full blocks are copied to host memory at once and kept there until it is back.",
         memory="swap needs swap-space.",
         throughput="recompute costs a prefill, less what the prefix cache still has; swap costs two copies over PCIe.",
         typical="recompute.",
-        not_built="Preemption by swap is not built yet; requests are preempted by recompute.",
     )
     async_scheduling: bool = setting(
         True,
