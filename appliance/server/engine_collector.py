@@ -34,12 +34,14 @@ class EngineCollector(Collector):
         by_reason.add_metric((*self._labels, "capacity"), stats.num_waiting)
         by_reason.add_metric((*self._labels, "deferred"), 0)
         yield by_reason
-        yield self._gauge("num_requests_swapped", "Sequences swapped to host memory", 0)
+        yield self._gauge("num_requests_swapped", "Sequences swapped to host memory", stats.num_swapped)
         yield self._gauge(
             "kv_cache_usage_perc", "Share of the KV cache held by sequences, 0 to 1", stats.kv_cache_usage
         )
         yield self._gauge("gpu_cache_usage_perc", "Older name of kv_cache_usage_perc", stats.kv_cache_usage)
-        yield self._gauge("cpu_cache_usage_perc", "Share of the swap space in use, 0 to 1", 0)
+        yield self._gauge(
+            "cpu_cache_usage_perc", "Share of the swap space that holds a block, 0 to 1", stats.host_cache_usage
+        )
         yield self._gauge("avg_prompt_throughput_toks_per_s", "Prompt tokens a second, lately", self.prompt_throughput)
         yield self._gauge(
             "avg_generation_throughput_toks_per_s", "Generated tokens a second, lately", self.generation_throughput
@@ -63,6 +65,13 @@ class EngineCollector(Collector):
             info = GaugeMetricFamily("vllm:cache_config_info", "The KV cache", labels=tuple(config))
             info.add_metric(tuple(config.values()), 1)
             yield info
+        restored = CounterMetricFamily(
+            "pagebox:kv_tokens_restored",
+            "Tokens whose keys and values came back from the swap space",
+            labels=("engine",),
+        )
+        restored.add_metric((self._labels[1],), stats.host_cache_hits)
+        yield restored
         steps = CounterMetricFamily("pagebox:engine_steps", "Steps of the engine since its start", labels=("engine",))
         steps.add_metric((self._labels[1],), stats.steps)
         yield steps

@@ -57,6 +57,7 @@ async def test_every_metric_has_its_name_type_and_labels(server: Server) -> None
                     assert sample.value > 0, name
     for name in (
         "pagebox:engine_steps",
+        "pagebox:kv_tokens_restored",
         "pagebox:engine_last_step_age_seconds",
         "pagebox:drain_state",
         "pagebox:drain_deadline_seconds",
