@@ -1,7 +1,8 @@
 """What an engine takes of a GPU beside its KV cache, from the shapes of model and step.
 
-The live set is the one of `models.causal_lm` and the families beside it: whoever changes which tensors are alive at the
-same time changes the constants here. Held against the measured numbers by tests/integration/gpu/test_memory_plan.py.
+The live set is the one of `models.causal_lm` and the families beside it, the state that of `runner.cuda`: whoever
+changes which tensors are alive at the same time changes the numbers here. Held against what an engine measures by
+tests/integration/gpu/test_memory_plan.py.
 """
 
 from __future__ import annotations
@@ -17,20 +18,27 @@ MIB = 2**20
 # `[T, hidden]` tensors alive while a layer's block runs: the decoder's loop holds output and residual of the layer
 # before, the layer holds what its norm made of them.
 STREAM_TENSORS = 4
-# Bytes a token of a step: token id, position, slot, its block and its offset, int64 each.
-INPUT_BYTES = 5 * 8
-# `[N, vocab]` tensors alive while sampling: the logits, and those that log-probabilities are computed from.
-LOGIT_TENSORS = 2
-# Rows of logits at once, at least: prompt log-probabilities take that many (runner.model_runner).
+# Rows of logits at once, at least: prompt log-probabilities take that many.
 LOGIT_ROWS = 256
-# torch's default workspaces of cuBLAS, one for each stream that multiplies, from the caching allocator:
+# Edited logits are copied for so many rows at a time, in float32, with what sampling them takes beside.
+EDITED_ROWS = 32
+EDITED_BYTES = 16
+# torch's workspace of cuBLAS, one for each stream that multiplies, from the caching allocator:
 # CUBLAS_WORKSPACE_CONFIG :4096:8 on Hopper, :4096:2:16:8 before.
 CUBLAS_WORKSPACE_HOPPER = 32 * MIB
 CUBLAS_WORKSPACE = 8 * MIB + 128 * 1024
 # What the driver keeps for one recorded graph: about a dozen kernels a layer, 5 KiB each.
 GRAPH_BYTES_PER_LAYER = 64 * 1024
-# Partial results of split attention: two programs a multiprocessor, or, with a shared prefix, pieces that fill it once.
-ATTENTION_WORKSPACE = 16 * MIB
+# What the host tells the device in a step, int32: three numbers a token, some a request, changes of block tables.
+STAGED_PER_TOKEN = 3
+STAGED_PER_REQUEST = 14
+STAGED_BLOCKS = 2 * 65_536
+# Split attention: programs on each multiprocessor and what each may have pending, two parts of a request.
+DECODE_PROGRAMS = 2
+DECODE_PARTS = 2
+# Attention to a shared prefix: query rows in a program, and into how many pieces the prefix is cut at most.
+PREFIX_ROWS = 128
+PREFIX_SPLITS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +61,9 @@ def estimated_footprint(facts: ModelFacts, shape: StepShape, gpu: Gpu, itemsize:
     return Footprint(
         other=gpu.driver_bytes + gpu.other_bytes,
         weights=weight_bytes(facts, itemsize, max_model_len),
-        state=state_bytes(shape, max_model_len),
-        activations=activation_bytes(facts, shape, itemsize, gpu.compute_capability),
-        cuda_graphs=graph_bytes(facts, shape, itemsize, gpu.compute_capability),
+        state=state_bytes(facts, shape, gpu, itemsize, max_model_len),
+        activations=activation_bytes(facts, shape, gpu, itemsize),
+        cuda_graphs=graph_bytes(facts, shape, gpu, itemsize),
     )
 
 
@@ -64,45 +72,55 @@ def weight_bytes(facts: ModelFacts, itemsize: int, max_model_len: int) -> int:
     return facts.weight_bytes(itemsize) + facts.num_rotary_tables * max_model_len * facts.head_dim * 4
 
 
-def state_bytes(shape: StepShape, max_model_len: int) -> int:
-    """Token ids and block tables, int32, one row a request and one for padding; inputs; attention's workspace."""
-    columns = max_model_len + -(-max_model_len // shape.block_size)
-    return (shape.max_num_seqs + 1) * columns * 4 + shape.max_num_batched_tokens * INPUT_BYTES + ATTENTION_WORKSPACE
+def state_bytes(facts: ModelFacts, shape: StepShape, gpu: Gpu, itemsize: int, max_model_len: int) -> int:
+    """Block tables, int32, of all requests and of those in a step; the logits of a decode step; staged inputs."""
+    columns = -(-max_model_len // shape.block_size)
+    a_request = 2 * columns * 4 + facts.vocab_size * itemsize
+    staged = STAGED_PER_TOKEN * shape.max_num_batched_tokens + STAGED_PER_REQUEST * shape.max_num_seqs + STAGED_BLOCKS
+    return shape.max_num_seqs * a_request + staged * 4 + _decode_workspace(facts, gpu)
 
 
-def activation_bytes(facts: ModelFacts, shape: StepShape, itemsize: int, compute_capability: tuple[int, int]) -> int:
+def activation_bytes(facts: ModelFacts, shape: StepShape, gpu: Gpu, itemsize: int) -> int:
     """The peak of what torch has allocated during the largest step: in its layers, or at its logits."""
-    tokens, hidden = shape.max_num_batched_tokens, facts.hidden_size * itemsize
+    tokens, rows = shape.max_num_batched_tokens, max(shape.max_num_seqs, LOGIT_ROWS)
     layers = tokens * _layer_bytes_per_token(facts, itemsize)
-    logits = _logit_bytes(facts, max(shape.max_num_seqs, LOGIT_ROWS), itemsize) + tokens * hidden
-    return max(layers, logits) + _cublas_workspace(compute_capability)
+    hidden = (tokens + rows) * facts.hidden_size * itemsize
+    logits = rows * facts.vocab_size * itemsize + EDITED_ROWS * facts.vocab_size * EDITED_BYTES
+    return max(layers, hidden + logits) + _cublas_workspace(gpu)
 
 
-def graph_bytes(facts: ModelFacts, shape: StepShape, itemsize: int, compute_capability: tuple[int, int]) -> int:
-    """All graphs share one pool, as large as the largest batch's needs; each costs the driver something besides."""
+def graph_bytes(facts: ModelFacts, shape: StepShape, gpu: Gpu, itemsize: int) -> int:
+    """What recording takes: the largest batch's activations in a pool that all graphs share, and in the cache of the
+    stream that it happens on; attention's workspaces for shared prefixes; what the driver keeps of each graph."""
     if not shape.graph_sizes:
         return 0
-    largest = shape.graph_sizes[-1]
-    pool = largest * _layer_bytes_per_token(facts, itemsize) + _logit_bytes(facts, largest, itemsize)
-    of_driver = len(shape.graph_sizes) * facts.num_layers * GRAPH_BYTES_PER_LAYER
-    return pool + _cublas_workspace(compute_capability) + of_driver
+    pool = 2 * shape.graph_sizes[-1] * _layer_bytes_per_token(facts, itemsize)
+    prefixes = sum(_prefix_workspace(facts, gpu, size) for size in shape.sharing_sizes)
+    of_driver = shape.num_graphs * facts.num_layers * GRAPH_BYTES_PER_LAYER
+    return pool + _cublas_workspace(gpu) + prefixes + of_driver
 
 
 def _layer_bytes_per_token(facts: ModelFacts, itemsize: int) -> int:
-    """At the peak of a layer: where attention has its queries and output beside what was projected, or where the
-    gated product stands beside gate and up."""
+    """At the peak of a layer: where what was projected, attention's output and its projection are there together, or
+    where the gated product stands beside gate and up."""
     queries = facts.num_heads * facts.head_dim
     projected = queries + 2 * facts.num_kv_heads * facts.head_dim
-    attention = projected + 2 * queries
+    attention = projected + queries + facts.hidden_size
     feed_forward = 3 * facts.intermediate_size
-    rotary_rows = facts.num_rotary_tables * facts.head_dim
-    elements = STREAM_TENSORS * facts.hidden_size + max(attention, feed_forward) + rotary_rows
-    return elements * itemsize
+    return (STREAM_TENSORS * facts.hidden_size + max(attention, feed_forward)) * itemsize
 
 
-def _logit_bytes(facts: ModelFacts, rows: int, itemsize: int) -> int:
-    return rows * (LOGIT_TENSORS * facts.vocab_size + facts.hidden_size) * itemsize
+def _decode_workspace(facts: ModelFacts, gpu: Gpu) -> int:
+    """Partial outputs, float32, with their largest score and sum."""
+    heads = facts.num_heads // facts.num_kv_heads
+    return DECODE_PROGRAMS * gpu.multiprocessors * DECODE_PARTS * heads * (facts.head_dim + 2) * 4
 
 
-def _cublas_workspace(compute_capability: tuple[int, int]) -> int:
-    return CUBLAS_WORKSPACE_HOPPER if compute_capability >= (9, 0) else CUBLAS_WORKSPACE
+def _prefix_workspace(facts: ModelFacts, gpu: Gpu, batch_size: int) -> int:
+    """As many pieces as fill the GPU once, each with the partial outputs of its query rows."""
+    rows = min(PREFIX_SPLITS * batch_size * facts.num_heads, gpu.multiprocessors * PREFIX_ROWS)
+    return rows * (facts.head_dim + 2) * 4 + _decode_workspace(facts, gpu)
+
+
+def _cublas_workspace(gpu: Gpu) -> int:
+    return CUBLAS_WORKSPACE_HOPPER if gpu.compute_capability >= (9, 0) else CUBLAS_WORKSPACE

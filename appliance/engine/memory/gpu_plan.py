@@ -28,6 +28,7 @@ class MemoryPlan:
     footprint: Footprint
     kv_cache: KVCachePlan
     shape: StepShape
+    itemsize: int  # bytes of an element of weights and activations
     limited_by: str  # the setting that the size of the KV cache follows from
 
     @property
@@ -77,7 +78,6 @@ def plan_from_measured(
     weights: int,
     state: int,
     activations: int,
-    itemsize: int,
 ) -> MemoryPlan:
     """Divide what is there, once weights are loaded and the largest step has run.
 
@@ -96,7 +96,7 @@ def plan_from_measured(
     bytes_per_token = estimated.kv_cache.bytes_per_block // estimated.kv_cache.block_size
     division = Division(settings.memory, total, footprint, estimated.kv_cache.block_size, bytes_per_token)
     is_auto = settings.model.max_model_len == "auto"
-    return _planned(division, estimated.shape, estimated.kv_cache.max_model_len, is_auto, itemsize)
+    return _planned(division, estimated.shape, estimated.kv_cache.max_model_len, is_auto, estimated.itemsize)
 
 
 def cache_itemsize(memory: MemorySettings, itemsize: int) -> int:
@@ -109,4 +109,4 @@ def _planned(division: Division, shape: StepShape, longest: int, is_auto: bool, 
     length = max(min(longest, division.tokens), 1) if is_auto else longest
     division.check(length, itemsize)
     kv_cache = KVCachePlan(division.num_blocks, division.block_size, length, division.bytes_per_block)
-    return MemoryPlan(division.total, division.footprint, kv_cache, shape, division.limited_by)
+    return MemoryPlan(division.total, division.footprint, kv_cache, shape, itemsize, division.limited_by)

@@ -11,8 +11,9 @@ from types import MappingProxyType
 
 MIB = 2**20
 
-# On a GPU that is not in the table: what the largest one in it needs.
+# Of a GPU that is not in the table: those of the largest one in it.
 DRIVER_BYTES = 600 * MIB
+MULTIPROCESSORS = 132
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,7 @@ class Gpu:
     name: str
     total_bytes: int  # as CUDA reports it, which is less than what nvidia-smi calls the total
     compute_capability: tuple[int, int]
+    multiprocessors: int
     driver_bytes: int  # CUDA context, cuBLAS and Triton modules of one process
     other_bytes: int = 0  # taken by other programs
 
@@ -35,18 +37,18 @@ class Gpu:
 #   a100-80  79.14 to 79.35 GiB
 #   h100     81,082 to 81,090 (SXM), 81,008 (PCIe); up to 79.33 GiB in messages
 #   h200     143,156 = 139.80 GiB
-# The context grows with the number of multiprocessors (132 on Hopper, 58 on an L4).
+# The context grows with the number of multiprocessors.
 GPUS: Mapping[str, Gpu] = MappingProxyType(
     {
         gpu.name: gpu
         for gpu in (
-            Gpu("a10g", 22_587 * MIB, (8, 6), 350 * MIB),
-            Gpu("l4", 22_563 * MIB, (8, 9), 300 * MIB),
-            Gpu("l40s", 45_457 * MIB, (8, 9), 550 * MIB),
-            Gpu("a100-40", 40_440 * MIB, (8, 0), 500 * MIB),
-            Gpu("a100-80", 81_152 * MIB, (8, 0), 500 * MIB),
-            Gpu("h100", 81_090 * MIB, (9, 0), 600 * MIB),
-            Gpu("h200", 143_156 * MIB, (9, 0), 600 * MIB),
+            Gpu("a10g", 22_587 * MIB, (8, 6), 80, 350 * MIB),
+            Gpu("l4", 22_563 * MIB, (8, 9), 58, 300 * MIB),
+            Gpu("l40s", 45_457 * MIB, (8, 9), 142, 550 * MIB),
+            Gpu("a100-40", 40_440 * MIB, (8, 0), 108, 500 * MIB),
+            Gpu("a100-80", 81_152 * MIB, (8, 0), 108, 500 * MIB),
+            Gpu("h100", 81_090 * MIB, (9, 0), 132, 600 * MIB),
+            Gpu("h200", 143_156 * MIB, (9, 0), 132, 600 * MIB),
         )
     }
 )
@@ -89,5 +91,6 @@ def gpu_from_query(answer: str) -> Gpu | None:
         return None
     near = min(GPUS.values(), key=lambda gpu: abs(gpu.total_bytes - total_bytes))
     known = abs(near.total_bytes - total_bytes) < total_bytes // 50 and near.compute_capability == compute_capability
+    multiprocessors = near.multiprocessors if known else MULTIPROCESSORS
     driver_bytes = near.driver_bytes if known else DRIVER_BYTES
-    return Gpu(name.strip(), total_bytes, compute_capability, driver_bytes, other_bytes)
+    return Gpu(name.strip(), total_bytes, compute_capability, multiprocessors, driver_bytes, other_bytes)

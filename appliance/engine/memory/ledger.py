@@ -46,7 +46,7 @@ class MemoryLedger:
             max_model_len=kv_cache.max_model_len,
             max_num_seqs=shape.max_num_seqs,
             max_num_batched_tokens=shape.max_num_batched_tokens,
-            num_cuda_graphs=len(shape.graph_sizes),
+            num_cuda_graphs=shape.num_graphs,
             limited_by=plan.limited_by,
         )
 
@@ -68,7 +68,7 @@ class MemoryLedger:
         rows = [
             ("weights", self.weights, ""),
             ("activations", self.activations, f"a step of {self.max_num_batched_tokens:,} tokens"),
-            ("CUDA graphs", self.cuda_graphs, f"{self.num_cuda_graphs} batch sizes" if self.num_cuda_graphs else ""),
+            ("CUDA graphs", self.cuda_graphs, f"{self.num_cuda_graphs} graphs" if self.num_cuda_graphs else ""),
             ("KV cache", self.kv_cache, f"{self.tokens:,} tokens: {self.num_blocks:,} blocks of {self.block_size}"),
             ("request state", self.state, ""),
             ("driver and others", self.other, ""),

@@ -8,6 +8,8 @@ from appliance.config import PerformanceSettings, Settings
 
 GPU_BLOCK_SIZE = 16  # tokens: small blocks let more prefixes be shared, and the kernels do not need larger ones
 GPU_BATCHED_TOKENS = 8192  # enough for matrix products that fill the GPU
+# Below this many requests a shared prefix saves too little to have graphs of its own.
+SMALLEST_SHARING_BATCH = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +20,16 @@ class StepShape:
     max_num_seqs: int
     max_num_batched_tokens: int
     graph_sizes: tuple[int, ...]  # ascending; empty without CUDA graphs
+    shares_prefix: bool  # batches whose requests begin alike have graphs of their own
+
+    @property
+    def sharing_sizes(self) -> tuple[int, ...]:
+        """The batch sizes recorded a second time."""
+        return tuple(size for size in self.graph_sizes if self.shares_prefix and size >= SMALLEST_SHARING_BATCH)
+
+    @property
+    def num_graphs(self) -> int:
+        return len(self.graph_sizes) + len(self.sharing_sizes)
 
 
 def gpu_step_shape(settings: Settings, max_model_len: int) -> StepShape:
@@ -33,6 +45,7 @@ def gpu_step_shape(settings: Settings, max_model_len: int) -> StepShape:
         max_num_seqs=scheduling.max_num_seqs,
         max_num_batched_tokens=budget,
         graph_sizes=decode_graph_sizes(settings.performance, scheduling.max_num_seqs),
+        shares_prefix=settings.memory.enable_prefix_caching and not settings.performance.batch_invariant,
     )
 
 

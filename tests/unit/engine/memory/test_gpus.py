@@ -24,13 +24,13 @@ def test_the_table_names_each_gpu_as_the_option_does() -> None:
 
 def test_what_the_driver_reserves_is_not_counted_and_what_others_use_is() -> None:
     assert gpu_from_query(LINE) == Gpu(
-        "NVIDIA H100 80GB HBM3", 81_090 * MIB, (9, 0), GPUS["h100"].driver_bytes, 1024 * MIB
+        "NVIDIA H100 80GB HBM3", 81_090 * MIB, (9, 0), 132, GPUS["h100"].driver_bytes, 1024 * MIB
     )
 
 
 def test_an_unknown_gpu_is_taken_as_it_says_with_the_largest_driver() -> None:
     found = gpu_from_query("NVIDIA Something, 50000, 500, 0, 12.0\n")
-    assert found == Gpu("NVIDIA Something", 49_500 * MIB, (12, 0), DRIVER_BYTES, 0)
+    assert found == Gpu("NVIDIA Something", 49_500 * MIB, (12, 0), 132, DRIVER_BYTES, 0)
 
 
 @pytest.mark.parametrize("answer", ["", "No devices were found", "NVIDIA A, [N/A], 1, 1, 9.0", "a, 1, 1"])

@@ -26,7 +26,7 @@ LEDGER = MemoryLedger(
     max_model_len=4096,
     max_num_seqs=256,
     max_num_batched_tokens=8192,
-    num_cuda_graphs=35,
+    num_cuda_graphs=67,
     limited_by="kv-cache-memory",
 )
 
@@ -35,7 +35,7 @@ def test_the_table_has_a_line_a_part_and_says_how_many_requests_run() -> None:
     assert LEDGER.as_lines() == [
         "weights              15.00 GiB",
         "activations           1.00 GiB  a step of 8,192 tokens",
-        "CUDA graphs           0.25 GiB  35 batch sizes",
+        "CUDA graphs           0.25 GiB  67 graphs",
         "KV cache              8.00 GiB  65,536 tokens: 4,096 blocks of 16",
         "request state         0.12 GiB",
         "driver and others     0.50 GiB",
