@@ -14,6 +14,10 @@ import torch
 STAGING_BYTES = 64 * 2**20
 _BUFFERS = 2  # a direction, so that one is filled while the other is emptied
 
+# Lists of block numbers, one a filled or emptied buffer, that may be on their way to the device before the host waits.
+# By then it is gigabytes ahead of the bus.
+_LISTS = 64
+
 # Pinned memory comes in powers of two; pieces of this size waste little of it.
 _PINNED_PIECE_BYTES = 256 * 2**20
 
@@ -80,6 +84,12 @@ class _Buffer:
 
 
 @dataclass(slots=True)
+class _BlockList:
+    numbers: torch.Tensor  # [blocks] int64, pinned
+    sent: torch.cuda.Event
+
+
+@dataclass(slots=True)
 class _Saving:
     """Copies to the host that may be under way."""
 
@@ -134,10 +144,13 @@ class CudaHostTier:
             )
             for _ in range(2)
         )
+        lists = torch.empty(_LISTS, self._blocks_per_buffer, dtype=torch.int64, pin_memory=True)
+        self._lists = deque(_BlockList(numbers, torch.cuda.Event()) for numbers in lists)
         self._out_stream = torch.cuda.Stream(device)
         self._in_stream = torch.cuda.Stream(device)
         self._saving: deque[_Saving] = deque()
         self._device = device
+        self._compile()
 
     def copy_out(self, pairs: Sequence[tuple[int, int]]) -> None:
         if not pairs:
@@ -174,6 +187,12 @@ class CudaHostTier:
             self._scatter(self._addresses, self._on_device(blocks), buffer.entries)
             buffer.free.record(compute)
 
+    def _compile(self) -> None:
+        """Both kernels, now instead of in the middle of serving: block 0 goes out, and back where it came from."""
+        blocks, entries = self._on_device([0]), self._out_buffers[0].entries
+        self._gather(self._addresses, blocks, entries)
+        self._scatter(self._addresses, blocks, entries)
+
     def _wait_until_saved(self, slots: set[int]) -> None:
         """Make copies in wait for the copies out that wrote their slots, and for no others."""
         while self._saving and self._saving[0].done.query():
@@ -193,7 +212,15 @@ class CudaHostTier:
             start = i
 
     def _on_device(self, blocks: Sequence[int]) -> torch.Tensor:
-        return torch.tensor(blocks, dtype=torch.int64, pin_memory=True).to(self._device, non_blocking=True)
+        """[blocks] int64, on the current stream."""
+        self._lists.rotate()
+        own = self._lists[0]
+        own.sent.synchronize()
+        numbers = own.numbers[: len(blocks)]
+        numbers.copy_(torch.tensor(blocks))
+        on_device = numbers.to(self._device, non_blocking=True)
+        own.sent.record()
+        return on_device
 
 
 def _next(buffers: deque[_Buffer]) -> _Buffer:
