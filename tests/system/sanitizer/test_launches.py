@@ -9,6 +9,7 @@ from tests.unit.kernels.triton_device import DEVICE  # isort: skip  # before the
 
 from appliance_kernels.triton_kernels.attention_configs import card, decode_config, mixed_config
 from appliance_kernels.triton_kernels.matmul_invariant import matmul_tiles
+from tests.unit.kernels import test_attention_fresh
 from tests.unit.kernels.test_matmul_invariant import check_product
 from tests.unit.kernels.test_triton_attention import check_decode, check_mixed, check_shared
 
@@ -23,6 +24,7 @@ def test_attention(head_dim, dtype, window):
     shape = {"heads": (2, 4), "head_dim": head_dim, "dtype": dtype, "window": window}
     check_decode([1, 1500, 400], config=decode_config(DEVICE, head_dim, dtype), **shape)
     check_mixed([(1, 300), (150, 290)], config=mixed_config(DEVICE, head_dim, dtype), **shape)
+    test_attention_fresh.check([1, 300, 0, 130], config=None, **shape)
     check_shared([300 + 7 * i for i in range(5)], 16, alone=(3,), **shape)
 
 
