@@ -149,29 +149,27 @@ def paged_attention(
 
 def sampling_distribution(
     logits: torch.Tensor, temperature: float, top_k: int, top_p: float, min_p: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """What a token is drawn from, given logits [V] and a temperature above 0: an order of the ids [V] and, in it, their
-    cumulative probabilities [V] float64, which end at 1.
+) -> torch.Tensor:
+    """The probabilities [V] float64 with which a token is drawn, given logits [V] and a temperature above 0.
 
     Temperature scales first, then min-p, top-k (0: all) and top-p (Holtzman et al. 2020) cut, each over what the one
-    before left, renormalized; the most likely token always stays. The order is that of the ids, or with top-k or top-p
-    most likely first, lowest id first among equals.
+    before left, renormalized. Equal logits stay or go together: top-k keeps all that equal the k-th, top-p all that
+    the more likely ones leave short of p.
     """
     probability = (logits.double() / temperature).softmax(-1)
     probability[probability < min_p * probability.max()] = 0.0
-    order = torch.arange(len(logits), device=logits.device)
-    if top_k > 0 or top_p < 1.0:
-        order = logits.double().argsort(descending=True, stable=True)
-        probability = probability[order]
-        if top_k > 0:
-            probability[top_k:] = 0.0
-        if top_p < 1.0:
-            before = probability.cumsum(0) - probability
-            beyond = before >= top_p * probability.sum()
-            beyond[0] = False
-            probability[beyond] = 0.0
-    cumulative = probability.cumsum(0)
-    return order, cumulative / cumulative[-1]
+    if 0 < top_k < len(logits):
+        probability[logits < logits.topk(top_k).values[-1]] = 0.0
+    if top_p < 1.0:
+        order = logits.argsort(descending=True, stable=True)
+        running = probability[order].cumsum(0)
+        # where the run of equals begins in which a place of the order lies
+        first = torch.searchsorted(-logits[order], -logits[order])
+        before = torch.where(first > 0, running[first - 1], 0.0)
+        probability[order[before >= top_p * running[-1]]] = 0.0
+        if not probability.any():  # p is too small even for the most likely
+            probability[logits == logits.max()] = 1.0
+    return probability / probability.sum()
 
 
 def sample(
@@ -180,19 +178,18 @@ def sample(
     top_k: torch.Tensor,
     top_p: torch.Tensor,
     min_p: torch.Tensor,
-    draws: torch.Tensor,
+    noise: torch.Tensor,
 ) -> torch.Tensor:
-    """One token for each row of logits [N, V]: the most likely at temperature 0, else `sampling_distribution` inverted
-    at the row's draw, a number in [0, 1). All parameters [N]. Returns [N] int64."""
+    """One token for each row of logits [N, V]: the most likely at temperature 0, else a draw from
+    `sampling_distribution` by Gumbel `noise` [N, V] (Gumbel 1954): the largest of logit / temperature + noise of those
+    that have any probability. Parameters [N]. Returns [N] int64."""
     tokens = []
-    for x, heat, k, p, floor, draw in zip(
-        logits, *(v.tolist() for v in (temperature, top_k, top_p, min_p, draws)), strict=True
+    for x, heat, k, p, floor, g in zip(
+        logits, *(v.tolist() for v in (temperature, top_k, top_p, min_p)), noise, strict=True
     ):
-        if heat == 0.0:
-            tokens.append(int(x.argmax()))
-        else:
-            order, cumulative = sampling_distribution(x, heat, k, p, floor)
-            tokens.append(int(order[int(torch.searchsorted(cumulative, draw, right=True))]))
+        noisy = x.double() / heat + g if heat > 0.0 else x
+        possible = sampling_distribution(x, heat, k, p, floor) > 0.0 if heat > 0.0 else x > -torch.inf
+        tokens.append(int(noisy.masked_fill(~possible, -torch.inf).argmax()))
     return torch.tensor(tokens, dtype=torch.int64, device=logits.device)
 
 
@@ -209,43 +206,6 @@ def token_logprobs(
     ranks = (logits > logits.gather(1, tokens.long().unsqueeze(1))).sum(-1) + 1
     ids = logits.float().argsort(dim=-1, descending=True, stable=True)[:, :top]
     return own.squeeze(1), ranks, logprobs.gather(1, ids), ids
-
-
-def edit_logits(
-    logits: torch.Tensor, rows: torch.Tensor, tokens: torch.Tensor, addends: torch.Tensor, restricted: torch.Tensor
-) -> None:
-    """Add `addends` [E] float32 (-inf: a ban) to logits[rows, tokens] [E], in place, within logits' finite range.
-
-    Rows `restricted` [R] keep only the tokens that are listed for them. A negative row edits nothing.
-    """
-    real = rows >= 0
-    row, token = rows[real].long(), tokens[real].long()
-    edited = (logits[row, token].float() + addends[real]).clamp(max=torch.finfo(logits.dtype).max).to(logits.dtype)
-    logits[restricted[restricted >= 0].long()] = -torch.inf
-    logits[row, token] = edited
-
-
-def apply_penalties(
-    logits: torch.Tensor,
-    repetition: torch.Tensor,
-    presence: torch.Tensor,
-    frequency: torch.Tensor,
-    texts: list[torch.Tensor],
-    prompt_lengths: list[int],
-) -> None:
-    """Penalize in place, in each row of logits [N, V], the tokens of its text so far, within logits' finite range.
-
-    Repetition (Keskar et al. 2019) divides positive and multiplies negative logits of all tokens; presence is
-    subtracted once, and frequency as often as it occurs, for generated tokens. Parameters [N] float32, one text of ids
-    a row.
-    """
-    for row, (text, prompt) in enumerate(zip(texts, prompt_lengths, strict=True)):
-        seen = text.long().unique()
-        value = logits[row, seen].float()
-        value = torch.where(value > 0, value / repetition[row], value * repetition[row])
-        times = torch.bincount(text[prompt:].long(), minlength=logits.shape[1])[seen]
-        value -= torch.where(times > 0, presence[row] + frequency[row] * times, 0.0)
-        logits[row, seen] = value.clamp(max=torch.finfo(logits.dtype).max).to(logits.dtype)
 
 
 def decode_inputs(

@@ -36,7 +36,7 @@ class Rows:
         self.token_ids[row, :count] = new.token_ids
         self.num_tokens[row] = count
         self.num_prompt_tokens[row] = new.num_prompt_tokens
-        self.temperature[row] = _temperature(params.temperature)
+        self.temperature[row] = 0.0 if params.top_k == 1 else _temperature(params.temperature)
         self.top_k[row] = max(params.top_k, 0)
         self.top_p[row] = params.top_p
         self.min_p[row] = params.min_p

@@ -1,11 +1,12 @@
-"""Choosing tokens on the device, with the definition of the CPU: the cumulative distribution inverted at one number.
+"""Choosing tokens on the device, with the definition of the CPU: the largest of logit / temperature + Gumbel noise.
 
-That number depends on a request's seed and position alone, so a draw does not depend on the batch, the card, or where
-the request ran before. Inverting needs one scan of the logits and a second look at one tile of them, which is less than
-the noise for every logit of the Gumbel-max method; and both devices choose the same token for the same logits, but for
-a draw within rounding of the border of two tokens.
+The noise depends on a request's seed, the position and the token alone, so a draw does not depend on the batch, the
+card, or where the request ran before; and as each token has its own, a logit that is rounded differently seldom changes
+which one wins. Both devices choose the same token for the same logits, but for ties within rounding.
 
-Sums are made tile by tile of the vocabulary, in the same order for every batch size.
+A scan finds each tile's winner, tile by tile of the vocabulary in the same way for every batch size. What is cut by
+min-p, top-k or top-p is known only afterwards, so rows with cuts have their noise added in a second step, to the few
+tokens that are left.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
-from appliance_kernels.triton_kernels.draws import SamplingRows, uniform
+from appliance_kernels.triton_kernels.draws import SamplingRows, draw_key, gumbel
 from appliance_kernels.triton_kernels.elementwise_configs import VOCAB_GROUP, VOCAB_TILE, VOCAB_WARPS
 from appliance_kernels.triton_kernels.truncated_sampling import sample_truncated
 
@@ -27,8 +28,13 @@ def _scan_kernel(
     logits,
     rows,
     temperature,
+    top_k,
+    top_p,
+    seed,
+    num_tokens,
     peaks,
     best,
+    scores,
     sums,
     group_peaks,
     logits_stride,
@@ -40,28 +46,42 @@ def _scan_kernel(
     TILE: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """One program a tile of a row: its maximum (NaN if a logit is NaN), where it is, and the sum of exponentials."""
+    """One program a tile of a row: its maximum (NaN if a logit is NaN), and which token is best; for rows that are
+    drawn from that is with noise, and its score is relative to the maximum. With top-k or top-p: what decides later."""
     tile = tl.program_id(0)
     i = tl.program_id(1).to(tl.int64)
     token = tile * TILE + tl.arange(0, TILE)
     x = tl.load(logits + i * logits_stride + token, mask=token < vocab, other=float("-inf")).to(tl.float32)
     broken = tl.max((x != x).to(tl.int32), 0)
     x = tl.where(x == x, x, float("-inf"))
-    if TRUNCATED:
-        in_groups = tl.max(tl.reshape(x, [TILE // GROUP, GROUP]), 1)
-        group = tile * (TILE // GROUP) + tl.arange(0, TILE // GROUP)
-        tl.store(group_peaks + i * num_groups + group, in_groups, mask=group < num_groups)
     peak = tl.max(x, 0)
-    first = tl.min(tl.where(x == peak, token, vocab - 1), 0)
     place = i * num_tiles + tile
     tl.store(peaks + place, tl.where(broken > 0, float("nan"), peak))
-    tl.store(best + place, first)
+    noisy = 0
     if SAMPLED:
-        row = tl.load(rows + i)
-        heat = tl.load(temperature + row, mask=row >= 0, other=0.0)
-        if heat > 0.0:
-            base = tl.where(peak == float("-inf"), 0.0, peak)
-            tl.store(sums + place, tl.sum(tl.exp((x - base) * (1.0 / heat)), 0))
+        row = tl.load(rows + i).to(tl.int64)
+        held = row >= 0
+        heat = tl.load(temperature + row, mask=held, other=0.0)
+        cut = (tl.load(top_k + row, mask=held, other=0) > 0) | (tl.load(top_p + row, mask=held, other=1.0) < 1.0)
+        noisy = (heat > 0.0).to(tl.int32)
+        scaled = (x - tl.where(peak == float("-inf"), 0.0, peak)) * (1.0 / tl.where(heat > 0.0, heat, 1.0))
+        if TRUNCATED:
+            in_groups = tl.max(tl.reshape(x, [TILE // GROUP, GROUP]), 1)
+            group = tile * (TILE // GROUP) + tl.arange(0, TILE // GROUP)
+            tl.store(group_peaks + i * num_groups + group, in_groups, mask=group < num_groups)
+            if cut:
+                noisy = 0
+                tl.store(sums + place, tl.sum(tl.exp(scaled), 0))
+        if noisy > 0:
+            low, high = draw_key(tl.load(seed + row), tl.load(num_tokens + row))
+            score = scaled + gumbel(token, low, high)
+            top = tl.max(score, 0)
+            tl.store(scores + place, top)
+            tl.store(best + place, tl.min(tl.where(score == top, token, vocab - 1), 0))
+        else:
+            tl.store(scores + place, 0.0)
+    if noisy == 0:
+        tl.store(best + place, tl.min(tl.where(x == peak, token, vocab - 1), 0))
 
 
 @triton.jit
@@ -76,7 +96,7 @@ def _choose_kernel(
     num_tokens,
     peaks,
     best,
-    sums,
+    scores,
     tokens,
     status,
     logits_stride,
@@ -86,54 +106,50 @@ def _choose_kernel(
     TILES_PAD: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """One program a row: the greedy token, or the draw over all tokens that reach min-p's floor."""
+    """One program a row: the greedy token, or the draw from all tokens that reach min-p's floor."""
     i = tl.program_id(0).to(tl.int64)
     tile = tl.arange(0, TILES_PAD)
-    tile_peaks = tl.load(peaks + i * num_tiles + tile, mask=tile < num_tiles, other=float("-inf"))
-    tile_best = tl.load(best + i * num_tiles + tile, mask=tile < num_tiles, other=0)
+    inside = tile < num_tiles
+    tile_peaks = tl.load(peaks + i * num_tiles + tile, mask=inside, other=float("-inf"))
+    tile_best = tl.load(best + i * num_tiles + tile, mask=inside, other=0)
     broken = tl.max((tile_peaks != tile_peaks).to(tl.int32), 0) > 0
     tile_peaks = tl.where(tile_peaks == tile_peaks, tile_peaks, float("-inf"))
     peak = tl.max(tile_peaks, 0)
-    where_best = tl.min(tl.where(tile_peaks == peak, tile, TILES_PAD - 1), 0)
-    chosen = tl.sum(tl.where(tile == where_best, tile_best, 0), 0)
     flag = (broken | (peak == float("inf")) | (peak == float("-inf"))).to(tl.int32)
     tl.store(status + i, flag)
+    score = tile_peaks - peak
     if SAMPLED:
         row = tl.load(rows + i).to(tl.int64)
         held = row >= 0
         heat = tl.load(temperature + row, mask=held, other=0.0)
+        inverse = 1.0 / tl.where(heat > 0.0, heat, 1.0)
+        # a tile without a finite logit has no score of its own
+        own = tl.load(scores + i * num_tiles + tile, mask=inside, other=0.0)
+        score = tl.where(tile_peaks == float("-inf"), float("-inf"), score * inverse + own)
+    chosen = tl.min(tl.where(inside & (score == tl.max(score, 0)), tile_best, vocab - 1), 0)
+    if SAMPLED:
         cut = (tl.load(top_k + row, mask=held, other=0) > 0) | (tl.load(top_p + row, mask=held, other=1.0) < 1.0)
         if (heat > 0.0) & (flag == 0) & (cut == 0):
-            inverse = 1.0 / heat
-            lane = tl.arange(0, TILE)
             floor = tl.load(min_p + row, mask=held, other=0.0)
-            log_floor = tl.where(floor > 0.0, tl.log(floor), float("-inf"))
-            weight = tl.load(sums + i * num_tiles + tile, mask=tile < num_tiles, other=0.0)
-            weight *= tl.exp((tile_peaks - peak) * inverse)
             if floor > 0.0:
-                for t in range(num_tiles):
-                    token = t * TILE + lane
-                    x = tl.load(logits + i * logits_stride + token, mask=token < vocab, other=float("-inf"))
-                    scaled = (x.to(tl.float32) - peak) * inverse
-                    kept = tl.sum(tl.where(scaled >= log_floor, tl.exp(scaled), 0.0), 0)
-                    weight = tl.where(tile == t, kept, weight)
-            # float64: over 100,000 tokens a float32 running sum loses the tail
-            mass = weight.to(tl.float64)
-            running = tl.cumsum(mass, 0)
-            draw = uniform(tl.load(seed + row), tl.load(num_tokens + row))
-            target = draw * tl.sum(mass, 0)
-            # the first tile that reaches beyond the target; if rounding leaves none, the last that has any mass
-            hit = tl.min(tl.where((running > target) & (mass > 0.0), tile, TILES_PAD), 0)
-            hit = tl.where(hit < TILES_PAD, hit, tl.max(tl.where(mass > 0.0, tile, 0), 0))
-            before = tl.sum(tl.where(tile < hit, mass, 0.0), 0)
-            token = hit * TILE + lane
-            x = tl.load(logits + i * logits_stride + token, mask=token < vocab, other=float("-inf"))
-            scaled = (x.to(tl.float32) - peak) * inverse
-            e = tl.where(scaled >= log_floor, tl.exp(scaled), 0.0).to(tl.float64)
-            reached = before + tl.cumsum(e, 0)
-            found = tl.min(tl.where((reached > target) & (e > 0.0), token, vocab), 0)
-            last = tl.max(tl.where(e > 0.0, token, 0), 0)
-            chosen = tl.where(found < vocab, found, last)
+                # The winner of all is the winner of those that are kept, if it is kept.
+                log_floor = tl.log(floor)
+                its_logit = tl.load(logits + i * logits_stride + chosen).to(tl.float32)
+                if (its_logit - peak) * inverse < log_floor:
+                    low, high = draw_key(tl.load(seed + row), tl.load(num_tokens + row))
+                    lane = tl.arange(0, TILE)
+                    most = tl.full([], float("-inf"), tl.float32)
+                    for t in range(num_tiles):
+                        tile_peak = tl.max(tl.where(tile == t, tile_peaks, float("-inf")), 0)
+                        if (tile_peak - peak) * inverse >= log_floor:
+                            token = t * TILE + lane
+                            x = tl.load(logits + i * logits_stride + token, mask=token < vocab, other=float("-inf"))
+                            scaled = (x.to(tl.float32) - peak) * inverse
+                            noisy = tl.where(scaled >= log_floor, scaled + gumbel(token, low, high), float("-inf"))
+                            here = tl.max(noisy, 0)
+                            if here > most:
+                                most = here
+                                chosen = tl.min(tl.where(noisy == here, token, vocab - 1), 0)
     tl.store(tokens + i, chosen.to(tokens.dtype.element_ty))
 
 
@@ -161,8 +177,9 @@ def sample(
     """One token for each row of `logits`, greedy or drawn, with the parameters of `rows` [N] (negative: padding).
 
     Temperature scales first, then min-p, top-k and top-p (Holtzman et al. 2020) cut, each over what the one before
-    left, renormalized. `truncated` says whether any row has top-k or top-p; without it such a row must not be given.
-    Logits and result as in `greedy`; with nothing but greedy rows, `greedy` is faster.
+    left, renormalized. Tokens of equal logits stay or go together: top-k keeps all that equal the k-th, top-p all that
+    the more likely ones leave short of p. `truncated` says whether any row has top-k or top-p; without it such a row's
+    token means nothing. Logits and result as in `greedy`; with nothing but greedy rows, `greedy` is faster.
     """
     return _run(logits, rows, params, tokens, status, truncated=truncated)
 
@@ -186,7 +203,8 @@ def _run(
         return tokens, status
     num_tiles, num_groups = triton.cdiv(vocab, VOCAB_TILE), triton.cdiv(vocab, VOCAB_GROUP)
     peaks = torch.empty(count, num_tiles, dtype=torch.float32, device=device)
-    sums = torch.empty_like(peaks)
+    scores = torch.empty_like(peaks)
+    sums = torch.empty_like(peaks) if truncated else scores
     best = torch.empty(count, num_tiles, dtype=torch.int32, device=device)
     group_peaks = torch.empty(count, num_groups, dtype=torch.float32, device=device) if truncated else sums
     sampled = params is not None
@@ -197,8 +215,13 @@ def _run(
         logits,
         rows,
         params.temperature,
+        params.top_k,
+        params.top_p,
+        params.seed,
+        params.num_tokens,
         peaks,
         best,
+        scores,
         sums,
         group_peaks,
         logits.stride(0),
@@ -222,7 +245,7 @@ def _run(
         params.num_tokens,
         peaks,
         best,
-        sums,
+        scores,
         tokens,
         status,
         logits.stride(0),

@@ -1,9 +1,8 @@
 """Draws from the most likely tokens of a row, by top-k and top-p (Holtzman et al. 2020), without sorting the row.
 
-The order of the cumulative distribution is that of the CPU: most likely first, and the lowest id first among equals.
-A first kernel ranks the few hundred candidates that nearly always decide. What is left, a top-k beyond their number or
-a nucleus so wide that they do not fill it, a second kernel finds by bisection: the rank of a token is not needed, only
-how much mass lies above its logit.
+Whether a token stays depends on how many tokens have a larger logit and how much probability they hold. A first kernel
+counts that for the few hundred candidates that nearly always decide. What is left, a top-k beyond their number or a
+nucleus so wide that they do not fill it, a second kernel decides by passes over the row.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from appliance_kernels.triton_kernels.draws import SamplingRows, uniform
+from appliance_kernels.triton_kernels.draws import SamplingRows, draw_key, gumbel
 from appliance_kernels.triton_kernels.elementwise_configs import VOCAB_GROUP
 from appliance_kernels.triton_kernels.vocab_search import (
     CAPACITY,
@@ -21,7 +20,8 @@ from appliance_kernels.triton_kernels.vocab_search import (
     gather_candidates,
     group_threshold,
     key_value,
-    largest_threshold,
+    kth_largest,
+    order_key,
 )
 
 # Groups whose maxima bound the candidates for top-p alone: they give some 450 candidates of 150,000 tokens.
@@ -101,16 +101,14 @@ def _sample_candidates_kernel(
         token = tl.load(row_ids + lane, mask=lane < count, other=0)
         scaled = (value - peak) * inverse
         mass = tl.where((lane < count) & (scaled >= log_floor), tl.exp(scaled), 0.0)
-        rank = tl.zeros([CAPACITY], tl.int32)
+        rank = tl.zeros([CAPACITY], tl.int32)  # equals have the same
         before = tl.zeros([CAPACITY], tl.float32)
         for start in range(0, count, STEP):
             other = start + tl.arange(0, STEP)
             other_value = tl.load(row_values + other, mask=other < count, other=float("-inf"))
             other_scaled = (other_value - peak) * inverse
             other_mass = tl.where((other < count) & (other_scaled >= log_floor), tl.exp(other_scaled), 0.0)
-            ahead = (other_value[None, :] > value[:, None]) | (
-                (other_value[None, :] == value[:, None]) & (other[None, :] < lane[:, None])
-            )
+            ahead = other_value[None, :] > value[:, None]
             rank += tl.sum(ahead.to(tl.int32), 1)
             before += tl.sum(tl.where(ahead, other_mass[None, :], 0.0), 1)
 
@@ -126,13 +124,11 @@ def _sample_candidates_kernel(
         decided = (found <= CAPACITY) & (
             (most > 0) | covered | ((floor <= 0.0) & (nucleus < 1.0) & (kept_mass >= nucleus * whole))
         )
-        # A token stays when those before it do not reach p yet; the most likely one always does.
+        # A token stays when those more likely do not reach p yet; the most likely one always does.
         kept = kept & ((before < tl.where(nucleus < 1.0, nucleus * whole, float("inf"))) | (rank == 0))
-        draw = uniform(tl.load(seed + row), tl.load(num_tokens + row))
-        target = draw * tl.sum(tl.where(kept, mass, 0.0), 0).to(tl.float64)
-        eligible = kept & (mass > 0.0) & (before.to(tl.float64) <= target)
-        winner = tl.max(tl.where(eligible, rank, 0), 0)
-        chosen = tl.sum(tl.where((lane < count) & (rank == winner), token, 0), 0)
+        low, high = draw_key(tl.load(seed + row), tl.load(num_tokens + row))
+        noisy = tl.where(kept & (scaled >= log_floor), scaled + gumbel(token, low, high), float("-inf"))
+        chosen = tl.min(tl.where(noisy == tl.max(noisy, 0), token, vocab - 1), 0)
         if decided:
             tl.store(tokens + i, chosen.to(tokens.dtype.element_ty))
         undecided = tl.where(decided, 0, 1)
@@ -161,7 +157,8 @@ def _sample_by_search_kernel(
 ):
     """One program a row; those that are not pending end at once.
 
-    Tokens of one logit are equally likely, so what is kept of them, and which one is drawn, follows by division.
+    The winner of what top-k left is the winner of the nucleus too if it lies there. If not, neither does anything as
+    unlikely, and the rest is tried again: seldom more than once or twice.
     """
     i = tl.program_id(0).to(tl.int64)
     if tl.load(pending + i) > 0:
@@ -174,48 +171,30 @@ def _sample_by_search_kernel(
         nucleus = tl.load(top_p + held)
         floor = tl.load(min_p + held)
         log_floor = tl.where(floor > 0.0, tl.log(floor), float("-inf"))
+        low, high = draw_key(tl.load(seed + held), tl.load(num_tokens + held))
         row = logits + i * logits_stride
-
-        _, whole = above(row, key_value(tl.full([], LOWEST_KEY, tl.int32)), peak, inverse, log_floor, vocab, TILE)
+        threshold = key_value(tl.full([], LOWEST_KEY, tl.int32))
         if most > 0:
-            key = largest_threshold(row, most, peak, inverse, log_floor, vocab, True, SHIFT, TILE)
-            count_above, mass_above = above(row, key_value((key + 1) << SHIFT), peak, inverse, log_floor, vocab, TILE)
-            count_at, mass_at = above(row, key_value(key << SHIFT), peak, inverse, log_floor, vocab, TILE)
-            ties = tl.maximum(count_at - count_above, 1).to(tl.float32)
-            wanted = tl.minimum((most - count_above).to(tl.float32), ties)
-            whole = mass_above + (mass_at - mass_above) * (wanted / ties)
-        kept_mass = whole
-        if nucleus < 1.0:
-            goal = nucleus * whole
-            key = largest_threshold(row, goal, peak, inverse, log_floor, vocab, False, SHIFT, TILE)
-            count_above, mass_above = above(row, key_value((key + 1) << SHIFT), peak, inverse, log_floor, vocab, TILE)
-            count_at, mass_at = above(row, key_value(key << SHIFT), peak, inverse, log_floor, vocab, TILE)
-            ties = tl.maximum(count_at - count_above, 1).to(tl.float32)
-            one = tl.maximum((mass_at - mass_above) / ties, 1.0e-30)
-            wanted = tl.minimum(tl.maximum(tl.ceil((goal - mass_above) / one), 1.0), ties)
-            kept_mass = tl.minimum(mass_above + wanted * one, whole)
-
-        draw = uniform(tl.load(seed + held), tl.load(num_tokens + held))
-        target = (draw * kept_mass.to(tl.float64)).to(tl.float32)
-        key = largest_threshold(row, target, peak, inverse, log_floor, vocab, False, SHIFT, TILE)
-        lower = key_value(key << SHIFT)
-        upper = key_value((key + 1) << SHIFT)
-        count_above, mass_above = above(row, upper, peak, inverse, log_floor, vocab, TILE)
-        count_at, mass_at = above(row, lower, peak, inverse, log_floor, vocab, TILE)
-        ties = tl.maximum(count_at - count_above, 1)
-        one = tl.maximum((mass_at - mass_above) / ties.to(tl.float32), 1.0e-30)
-        nth = tl.floor(tl.maximum(target - mass_above, 0.0) / one)
-        nth = tl.minimum(nth, ties.to(tl.float32) - 1.0).to(tl.int32)
+            threshold = kth_largest(row, most, peak, inverse, log_floor, vocab, SHIFT, TILE)
+        _, whole = above(row, threshold, peak, inverse, log_floor, vocab, TILE)
         lane = tl.arange(0, TILE)
-        seen = tl.zeros([], tl.int32)
         chosen = tl.zeros([], tl.int32)
-        for start in range(0, vocab, TILE):
-            token = start + lane
-            x = tl.load(row + token, mask=token < vocab, other=float("-inf")).to(tl.float32)
-            same = (x >= lower) & (x < upper)
-            place = seen + tl.cumsum(same.to(tl.int32), 0) - 1
-            chosen = tl.maximum(chosen, tl.max(tl.where(same & (place == nth), token, 0), 0))
-            seen += tl.sum(same.to(tl.int32), 0)
+        undecided = tl.full([], 1, tl.int32)
+        while undecided > 0:
+            best = tl.full([TILE], float("-inf"), tl.float32)
+            where_best = tl.full([TILE], 0, tl.int32)
+            for start in range(0, vocab, TILE):
+                token = start + lane
+                x = tl.load(row + token, mask=token < vocab, other=float("-inf")).to(tl.float32)
+                scaled = (x - peak) * inverse
+                left = (x >= threshold) & (scaled >= log_floor)
+                noisy = tl.where(left, scaled + gumbel(token, low, high), float("-inf"))
+                where_best = tl.where(noisy > best, token, where_best)
+                best = tl.maximum(best, noisy)
+            chosen = tl.min(tl.where(best == tl.max(best, 0), where_best, vocab - 1), 0)
+            threshold = key_value(order_key(tl.load(row + chosen).to(tl.float32)) + 1)  # all larger logits reach it
+            count, mass = above(row, threshold, peak, inverse, log_floor, vocab, TILE)
+            undecided = ((nucleus < 1.0) & (count > 0) & (mass >= nucleus * whole)).to(tl.int32)
         tl.store(tokens + i, chosen.to(tokens.dtype.element_ty))
 
 

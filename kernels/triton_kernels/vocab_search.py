@@ -103,18 +103,8 @@ def above(row, threshold, peak, inverse_temperature, log_min_p, vocab, TILE: tl.
 
 
 @triton.jit
-def largest_threshold(
-    row,
-    want,
-    peak,
-    inverse_temperature,
-    log_min_p,
-    vocab,
-    BY_COUNT: tl.constexpr,
-    SHIFT: tl.constexpr,
-    TILE: tl.constexpr,
-):
-    """The largest order key, without its SHIFT lowest bits, that `want` tokens (BY_COUNT) or a mass of `want` reach.
+def kth_largest(row, k, peak, inverse_temperature, log_min_p, vocab, SHIFT: tl.constexpr, TILE: tl.constexpr):
+    """The k-th largest logit of those that reach min-p's floor, or the lowest finite value if there are fewer.
 
     Bisection: a pass over the row for each bit. Logits of 16 bits leave the SHIFT lowest bits of a float32 unused.
     """
@@ -122,8 +112,8 @@ def largest_threshold(
     high = (order_key(peak) >> SHIFT).to(tl.int64)
     for _ in range(32 - SHIFT):
         middle = (low + high + 1) >> 1
-        count, mass = above(row, key_value(middle << SHIFT), peak, inverse_temperature, log_min_p, vocab, TILE)
-        reached = count >= want if BY_COUNT else mass >= want
+        count, _mass = above(row, key_value(middle << SHIFT), peak, inverse_temperature, log_min_p, vocab, TILE)
+        reached = count >= k
         low = tl.where(reached, middle, low)
         high = tl.where(reached, high, middle - 1)
-    return low
+    return key_value(low << SHIFT)

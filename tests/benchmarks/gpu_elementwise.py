@@ -22,7 +22,6 @@ from appliance_kernels.triton_kernels import sampling
 from appliance_kernels.triton_kernels.activation import silu_and_mul
 from appliance_kernels.triton_kernels.draws import SamplingRows
 from appliance_kernels.triton_kernels.elementwise_configs import Tile
-from appliance_kernels.triton_kernels.logit_edits import PenaltyRows, apply_penalties
 from appliance_kernels.triton_kernels.logprobs import token_logprobs
 from appliance_kernels.triton_kernels.norm import add_rms_norm, rms_norm
 from appliance_kernels.triton_kernels.rotary_kv import rotary_and_write_kv
@@ -212,13 +211,6 @@ def over_vocabulary(shape: Shape, batch: int) -> list[tuple[str, int, float, str
         measure(f"logprobs {label}", size, "top 20", lambda x=logits, t=tokens: token_logprobs(x, t, 20))
         torch_time = microseconds([lambda x=logits: x.argmax(-1)])
         results.append((f"torch argmax {label}", size, torch_time, ""))
-
-    text = torch.randint(shape.vocab, (batch, 1024), dtype=torch.int32, device=DEVICE)
-    lengths = torch.full((batch,), 1000, dtype=torch.int32, device=DEVICE)
-    ones = torch.ones(batch, device=DEVICE)
-    penalties = PenaltyRows(ones, 0 * ones, 0 * ones, text, lengths, lengths // 2)
-    counts = torch.zeros(min(batch, 32), shape.vocab, dtype=torch.int32, device=DEVICE)
-    measure("penalties", 0, "1000 tokens each", lambda: apply_penalties(logits, rows, rows, penalties, counts))
 
     last, table = (
         torch.zeros(batch, dtype=torch.int64, device=DEVICE),

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from appliance.runner.sampling.random import uniform
+from appliance.runner.sampling.random import draw_keys, gumbel_argmax, spread_tokens
 
-# Nucleus sampling looks at this many candidates first; nearly always they hold the nucleus, and a full sort is spared.
-NUCLEUS_CANDIDATES = 512
+# Neighbouring tokens whose maximum bounds where the most likely ones are.
+_GROUP = 128
 
 
 def choose(
@@ -20,88 +20,70 @@ def choose(
     seeds: np.ndarray,
     positions: np.ndarray,
 ) -> np.ndarray:
-    """One token for each row of `logits` [N, vocab] float32 (overwritten). All parameters [N].
+    """One token for each row of `logits` [N, vocab] float32. All parameters [N].
 
     Temperature scales first, then min-p, top-k and top-p (Holtzman et al. 2020) cut, each over what the one before
-    left, renormalized. The token is found by inverting the cumulative distribution at `uniform(seed, position)`.
-    Returns [N] int64.
+    left, renormalized. Tokens of equal logits stay or go together: top-k keeps all that equal the k-th, top-p all that
+    the more likely ones leave short of p. Drawn is the largest of logit / temperature + Gumbel noise, which depends on
+    seed, position and token: a logit that is rounded differently seldom changes the token. Returns [N] int64.
     """
     tokens = np.empty(len(temperature), dtype=np.int64)
     greedy = temperature == 0.0
     if greedy.any():
-        tokens[greedy] = _rows(logits, greedy).argmax(-1).numpy()
-    if greedy.all():
-        return tokens
-    truncated = ~greedy & ((top_k > 0) | (top_p < 1.0))
-    plain = ~greedy & ~truncated
-    for which, sample in ((plain, _sample_all), (truncated, _sample_truncated)):
-        if which.any():
-            scaled = _rows(logits, which) / torch.from_numpy(temperature[which]).unsqueeze(1)
-            _cut_min_p(scaled, min_p[which])
-            draws = torch.from_numpy(uniform(seeds[which], positions[which])).unsqueeze(1)
-            tokens[which] = sample(scaled, draws, top_k[which], top_p[which])
+        rows = logits if greedy.all() else logits[torch.from_numpy(greedy)]
+        tokens[greedy] = rows.argmax(-1).numpy()
+    if not greedy.all():
+        spread, keys = spread_tokens(logits.shape[1]), draw_keys(seeds, positions)
+        for i in np.flatnonzero(~greedy):
+            tokens[i] = _draw(
+                logits[i].numpy(), temperature[i], int(top_k[i]), float(top_p[i]), float(min_p[i]), spread, keys[i]
+            )
     return tokens
 
 
-def _rows(logits: torch.Tensor, which: np.ndarray) -> torch.Tensor:
-    return logits if which.all() else logits[torch.from_numpy(which)]
+def _draw(
+    logits: np.ndarray,
+    temperature: np.float32,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    spread: np.ndarray,
+    key: np.ndarray,
+) -> int:
+    """A token of `logits` [vocab] float32; any if they have no finite maximum, for then the request ends."""
+    peak = logits.max()
+    if not np.isfinite(peak):
+        return 0
+    kept: np.ndarray | None = None  # ids, [M]; all without cuts
+    scaled = (logits - peak) * (np.float32(1.0) / temperature)
+    if min_p > 0.0:
+        kept = np.flatnonzero(scaled >= np.float32(np.log(min_p)))
+    if top_k > 0:
+        threshold = _kth_largest(logits, top_k)
+        kept = np.flatnonzero(logits >= threshold) if kept is None else kept[logits[kept] >= threshold]
+    if kept is not None:
+        logits, scaled, spread = logits[kept], scaled[kept], spread[kept]
+    chosen = gumbel_argmax(scaled, spread, key)
+    if top_p < 1.0:
+        # The winner of all is the winner of the nucleus if it lies there. If not, nothing as unlikely does.
+        mass = np.exp(scaled)
+        nucleus = np.float32(top_p) * mass.sum()
+        above = np.flatnonzero(logits > logits[chosen])
+        while len(above) and mass[above].sum() >= nucleus:
+            logits, scaled, spread, mass = logits[above], scaled[above], spread[above], mass[above]
+            kept = above if kept is None else kept[above]
+            chosen = gumbel_argmax(scaled, spread, key)
+            above = np.flatnonzero(logits > logits[chosen])
+    return chosen if kept is None else int(kept[chosen])
 
 
-def _cut_min_p(logits: torch.Tensor, min_p: np.ndarray) -> None:
-    """Remove tokens less likely than min_p times the most likely one."""
-    if not min_p.any():
-        return
-    floor = (
-        logits.amax(-1, keepdim=True)
-        + torch.from_numpy(np.log(min_p, where=min_p > 0, out=np.full_like(min_p, -np.inf)))[:, None]
-    )
-    logits.masked_fill_(logits < floor, -torch.inf)
-
-
-def _invert(probabilities: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
-    """Index into each row of `probabilities` [N, M] (need not sum to 1) at cumulative share `draws` [N, 1]."""
-    # float64: at 50,000 tokens a float32 running sum loses the tail
-    cumulative = probabilities.cumsum(-1, dtype=torch.float64)
-    index = torch.searchsorted(cumulative, draws * cumulative[:, -1:], right=True).squeeze(1)
-    # A draw next to 1 can round up to the whole sum: then the last token that has any probability.
-    last = probabilities.shape[1] - 1 - (probabilities > 0).flip(-1).int().argmax(-1)
-    return torch.minimum(index, last)
-
-
-def _sample_all(logits: torch.Tensor, draws: torch.Tensor, top_k: np.ndarray, top_p: np.ndarray) -> np.ndarray:
-    return _invert(logits.softmax(-1), draws).numpy()
-
-
-def _sample_truncated(logits: torch.Tensor, draws: torch.Tensor, top_k: np.ndarray, top_p: np.ndarray) -> np.ndarray:
-    vocab = logits.shape[-1]
-    k = np.where(top_k > 0, np.minimum(top_k, vocab), vocab)
-    width = min(vocab, max(int(k.max(initial=0, where=k < vocab)), NUCLEUS_CANDIDATES))
-    tokens, complete = _sample_candidates(logits, draws, k, top_p, width)
-    if not complete.all():
-        rest = ~complete
-        pick = torch.from_numpy(rest)
-        tokens[rest], _ = _sample_candidates(logits[pick], draws[pick], k[rest], top_p[rest], vocab)
-    return tokens
-
-
-def _sample_candidates(
-    logits: torch.Tensor, draws: torch.Tensor, k: np.ndarray, top_p: np.ndarray, width: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Sample among the `width` most likely tokens; also says for which rows those were enough to decide, [N] bool."""
-    vocab = logits.shape[-1]
-    values, ids = logits.topk(width, -1)  # descending
-    limit = torch.from_numpy(k).unsqueeze(1)
-    beyond_k = torch.arange(width) >= limit
-    # Top-p counts over what top-k left: the candidates up to k, or the whole vocabulary where there is no k.
-    total = torch.where(
-        limit < vocab, values.masked_fill(beyond_k, -torch.inf).logsumexp(-1, True), logits.logsumexp(-1, True)
-    )
-    probabilities = (values - total).exp().masked_fill_(beyond_k, 0.0)
-    before = probabilities.cumsum(-1) - probabilities
-    nucleus = torch.from_numpy(top_p).unsqueeze(1)
-    # A token stays when those before it do not reach p yet; the most likely one always does, however small p is.
-    probabilities[:, 1:].masked_fill_(((before >= nucleus) & (nucleus < 1.0))[:, 1:], 0.0)
-    reached = before[:, -1:] + (values[:, -1:] - total).exp() >= nucleus
-    complete = (limit <= width) | (reached & (nucleus < 1.0))
-    index = _invert(probabilities, draws)
-    return ids.gather(1, index.unsqueeze(1)).squeeze(1).numpy(), complete.squeeze(1).numpy()
+def _kth_largest(logits: np.ndarray, k: int) -> np.float32:
+    """Of `logits` [vocab]; all of them reach it if there are no more than k."""
+    if k >= len(logits):
+        return np.float32(-np.inf)
+    groups = len(logits) // _GROUP
+    if k <= groups // 4:
+        # k groups have a maximum that reaches this, so as many tokens do, and not many more.
+        peaks = logits[: groups * _GROUP].reshape(groups, _GROUP).max(1)
+        logits = logits[logits >= np.partition(peaks, -k)[-k]]
+    return np.partition(logits, -k)[-k]

@@ -1,4 +1,4 @@
-"""Log-probabilities and edits of logits in Triton mean what the plain reference says."""
+"""Log-probabilities in Triton mean what the plain reference says."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import torch
 from tests.unit.kernels.triton_device import ALL_DTYPES, DEVICE  # isort: skip  # before the kernels
 
 from appliance_kernels import reference
-from appliance_kernels.triton_kernels.logit_edits import LogitEdits, PenaltyRows, apply_penalties, edit_logits
 from appliance_kernels.triton_kernels.logprobs import token_logprobs
 
 VOCAB = 4096 + 1000
@@ -74,87 +73,3 @@ def test_a_broken_row_gives_valid_ids():
 @pytest.mark.parametrize("vocab", MODEL_VOCABS)
 def test_logprobs_over_real_vocabularies_match_the_reference(vocab, dtype):
     check_logprobs(logits_of(70, vocab, dtype), torch.randint(vocab, (70,), device=DEVICE), 20)
-
-
-def int32(values: list[int]) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.int32, device=DEVICE)
-
-
-def assert_edited(got: torch.Tensor, want: torch.Tensor) -> None:
-    """One rounding: a unit in the last place, because Triton's interpreter cuts where a GPU rounds to nearest."""
-    torch.testing.assert_close(got, want, atol=1e-6, rtol=torch.finfo(got.dtype).eps)
-
-
-@pytest.mark.parametrize("dtype", ALL_DTYPES)
-def test_listed_edits_add_and_ban(dtype):
-    logits = logits_of(4, VOCAB, dtype)
-    want = logits.clone()
-    rows, tokens = int32([0, 0, 2, -1, 2]), int32([0, 5000, 17, 3, 18])
-    addends = torch.tensor([1.5, -torch.inf, -100.0, 7.0, 3e38], device=DEVICE)
-    edit_logits(logits, LogitEdits(rows, tokens, addends, restricted=int32([])))
-    reference.edit_logits(want, rows, tokens, addends, int32([]))
-    assert_edited(logits, want)
-    assert torch.equal(logits[[1, 3]], want[[1, 3]])
-    assert logits[2, 18].isfinite()
-
-
-@pytest.mark.parametrize("dtype", ALL_DTYPES)
-def test_restricted_rows_keep_only_what_is_listed_for_them(dtype):
-    logits = logits_of(4, VOCAB, dtype)
-    want = logits.clone()
-    rows, tokens = int32([1, 1, 3, 0]), int32([4, 5000, 9, 9])
-    addends = torch.tensor([0.0, 1.0, 0.0, 2.0], device=DEVICE)
-    edit_logits(logits, LogitEdits(rows, tokens, addends, restricted=int32([3, 1, -1])))
-    reference.edit_logits(want, rows, tokens, addends, int32([3, 1, -1]))
-    assert_edited(logits, want)
-    assert logits[1].isfinite().nonzero().flatten().tolist() == [4, 5000]
-
-
-def test_an_edit_does_not_hide_a_broken_logit():
-    logits = torch.tensor([[torch.nan, torch.inf, 1.0]], device=DEVICE)
-    edit_logits(logits, LogitEdits(int32([0, 0]), int32([0, 1]), torch.ones(2, device=DEVICE), int32([])))
-    assert logits[0, 0].isnan() and logits[0, 1].isinf()
-
-
-def check_penalties(vocab: int, dtype: torch.dtype, lengths: list[int], prompts: list[int], at_once: int) -> None:
-    count = len(lengths)
-    logits = logits_of(count + 1, vocab, dtype)
-    want = logits.clone()
-    # few different tokens, so that each occurs many times
-    token_ids = torch.randint(0, min(vocab, 50), (count, max(lengths) + 3), dtype=torch.int32, device=DEVICE)
-    params = PenaltyRows(
-        repetition=1.0 + torch.rand(count, device=DEVICE),
-        presence=torch.rand(count, device=DEVICE),
-        frequency=torch.rand(count, device=DEVICE) / 8,
-        token_ids=token_ids,
-        num_tokens=int32(lengths),
-        num_prompt_tokens=int32(prompts),
-    )
-    # request r is in row count - r of the logits; row 0 has no penalties
-    order = list(range(count))
-    batch, rows = int32([count - r for r in order] + [0]), int32([*order, -1])
-    counts = torch.zeros(at_once, vocab, dtype=torch.int32, device=DEVICE)
-    apply_penalties(logits, batch, rows, params, counts)
-    assert not counts.any(), "the scratch is left clean"
-    flipped = want[1:].flip(0)
-    reference.apply_penalties(
-        flipped,
-        params.repetition,
-        params.presence,
-        params.frequency,
-        [token_ids[r, :n] for r, n in enumerate(lengths)],
-        prompts,
-    )
-    assert torch.equal(logits[0], want[0])
-    assert_edited(logits[1:], flipped.flip(0))
-
-
-@pytest.mark.parametrize("dtype", ALL_DTYPES)
-def test_penalties_weigh_each_token_of_the_text_once(dtype):
-    check_penalties(200, dtype, lengths=[5, 300, 17], prompts=[5, 120, 1], at_once=2)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("dtype", ALL_DTYPES)
-def test_penalties_of_long_texts_match_the_reference(dtype):
-    check_penalties(151936, dtype, [9000, 1, 4097, 300] * 5, [8000, 1, 1, 299] * 5, at_once=8)

@@ -1,4 +1,4 @@
-"""Tokens chosen in Triton are those of the plain definition, and of the CPU's sampler, for the same random numbers."""
+"""Tokens chosen in Triton are those of the plain definition, and of the CPU's sampler, for the same noise."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from tests.unit.kernels.triton_device import ALL_DTYPES, DEVICE  # isort: skip  # before the kernels
 
 from appliance.runner.sampling.choose import choose
-from appliance.runner.sampling.random import uniform
+from appliance.runner.sampling.random import draw_keys, spread_tokens, uniform
 from appliance_kernels import reference
 from appliance_kernels.triton_kernels import sampling
 from appliance_kernels.triton_kernels.draws import SamplingRows
@@ -41,24 +41,26 @@ def random_params(
     )
 
 
-def draws_of(params: SamplingRows) -> torch.Tensor:
-    return torch.from_numpy(uniform(params.seed.cpu().numpy().view(np.uint64), params.num_tokens.cpu().numpy()))
+def keys_of(params: SamplingRows) -> np.ndarray:
+    return draw_keys(params.seed.cpu().numpy().view(np.uint64), params.num_tokens.cpu().numpy())
+
+
+def noise_of(key: np.ndarray, vocab: int) -> torch.Tensor:
+    """[vocab] float64"""
+    share = uniform(spread_tokens(vocab), key).astype(np.float64)
+    return torch.from_numpy(-np.log(-np.log1p(-share)))
 
 
 def assert_drawn(
-    token: int, draw: float, logits: torch.Tensor, heat: float, top_k: int, top_p: float, min_p: float
+    token: int, noise: torch.Tensor, logits: torch.Tensor, heat: float, top_k: int, top_p: float, min_p: float
 ) -> None:
-    """The draw falls on the token's part of the distribution. float32 moves its borders by some 1e-6, and may keep one
-    more or one less of the least likely tokens, which moves them by that one's share."""
-    order, cumulative = reference.sampling_distribution(logits, heat, top_k, top_p, min_p)
-    place = int((order == token).nonzero())
-    end = float(cumulative[place])
-    begin = float(cumulative[place - 1]) if place else 0.0
+    """The token may be kept, and nothing that has to be kept beats it: float32 moves noise and cuts by some 1e-6."""
     slack = 1e-5
-    if top_p < 1.0:
-        last = int((cumulative < 1.0 - 1e-9).sum())
-        slack += float(cumulative[last] - (cumulative[last - 1] if last else 0.0))
-    assert begin - slack <= draw <= end + slack, f"token {token} has {begin} … {end}, the draw is {draw}"
+    widest = reference.sampling_distribution(logits, heat, top_k, min(top_p + slack, 1.0), min_p * (1 - slack)) > 0
+    narrowest = reference.sampling_distribution(logits, heat, top_k, top_p - slack, min_p * (1 + slack)) > 0
+    assert widest[token]
+    noisy = (logits.double() - logits.max()) / heat + noise
+    assert noisy[token] >= noisy[narrowest].max() - 1e-4
 
 
 def check_sample(logits: torch.Tensor, params: SamplingRows, *, truncated: bool) -> None:
@@ -70,14 +72,14 @@ def check_sample(logits: torch.Tensor, params: SamplingRows, *, truncated: bool)
     sampling.sample(logits, rows, params, truncated=truncated, tokens=tokens, status=status)
     assert not status.any()
     assert torch.equal(logits, before)
-    draws = draws_of(params)
+    keys = keys_of(params)
     for i, (row, token) in enumerate(zip(rows.tolist(), tokens.tolist(), strict=True)):
         heat = params.temperature[row].item()
         if heat == 0.0:
             assert token == logits[i].argmax()
         else:
             cuts = params.top_k[row].item(), params.top_p[row].item(), params.min_p[row].item()
-            assert_drawn(token, draws[row].item(), logits[i], heat, *cuts)
+            assert_drawn(token, noise_of(keys[row], logits.shape[1]), logits[i].cpu(), heat, *cuts)
 
 
 @pytest.mark.parametrize("dtype", ALL_DTYPES)
@@ -111,7 +113,7 @@ def test_rows_without_a_finite_maximum_are_broken_and_give_valid_ids():
 
 @pytest.mark.parametrize("dtype", ALL_DTYPES)
 @pytest.mark.parametrize("vocab", [40, VOCAB])
-def test_draws_over_all_tokens_invert_the_distribution(vocab, dtype):
+def test_draws_over_all_tokens_are_the_best_with_noise(vocab, dtype):
     params = random_params(
         12, temperature=[0.7, 1.0, 0.0, 1.9], top_k=[0], top_p=[1.0], min_p=[0.0, 0.0, 0.0, 0.05, 0.2]
     )
@@ -138,17 +140,26 @@ def test_a_peaked_distribution_has_its_nucleus_among_the_candidates():
 
 
 @pytest.mark.parametrize(("vocab", "dtype"), [(1500, torch.float32), (1500, torch.float16), (VOCAB, torch.bfloat16)])
-def test_a_nucleus_of_many_tokens_is_found_by_bisection(vocab, dtype):
+def test_more_tokens_than_candidates_are_cut_by_passes_over_the_row(vocab, dtype):
     # nearly flat: the nucleus is far wider than the candidates, and in 16 bits most logits have many equals
     params = random_params(3, temperature=[1.5], top_k=[0, 1100, 1400], top_p=[0.9, 1.0, 0.7], min_p=[0.0, 0.3, 0.0])
     check_sample(logits_of(3, vocab, dtype, spread=0.3), params, truncated=True)
 
 
-def test_equal_logits_are_all_drawn_in_the_order_of_their_ids():
+def test_equal_logits_stay_together():
     logits = torch.zeros(4, 1500, device=DEVICE)
-    # p times the number of tokens is far from whole: rounding does not decide which is the last
     params = random_params(4, temperature=[1.0], top_k=[0, 4, 1200, 4], top_p=[0.9003, 1.0], min_p=[0.0])
     check_sample(logits, params, truncated=True)
+
+
+def test_the_reference_draws_the_same_tokens():
+    torch.manual_seed(1)
+    logits = logits_of(12, 700, torch.bfloat16)
+    params = random_params(12, temperature=[0.8, 0.0, 1.2], top_k=[0, 10], top_p=[1.0, 0.8], min_p=[0.0, 0.0, 0.1])
+    tokens, _ = sampling.sample(logits, torch.arange(12, device=DEVICE), params, truncated=True)
+    noise = torch.stack([noise_of(key, 700) for key in keys_of(params)]).to(DEVICE)
+    cuts = params.top_k, params.top_p, params.min_p
+    assert tokens.tolist() == reference.sample(logits, params.temperature, *cuts, noise).tolist()
 
 
 def test_few_allowed_tokens_are_the_only_ones_drawn():
@@ -159,7 +170,7 @@ def test_few_allowed_tokens_are_the_only_ones_drawn():
 
 
 def test_the_cpu_sampler_draws_the_same_tokens():
-    torch.manual_seed(1)  # a draw on the border of two tokens may fall on either side
+    torch.manual_seed(1)  # a tie within rounding may go either way
     logits = logits_of(16, 2000, torch.float32)
     params = random_params(16, temperature=[0.8, 1.2], top_k=[0, 10], top_p=[1.0, 1.0, 0.8], min_p=[0.0, 0.0, 0.0, 0.1])
     tokens, _ = sampling.sample(logits, torch.arange(16, device=DEVICE), params, truncated=True)

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from appliance.runner.sampling import choose as choose_module
 from appliance.runner.sampling.choose import choose
-from appliance.runner.sampling.random import uniform
+from appliance.runner.sampling.random import draw_keys, gumbel_argmax, spread_tokens, uniform
 from tests.unit.runner.batches import new_row, sample_rows
 
 VOCAB = 40
@@ -47,30 +46,51 @@ def truncated_distribution(
     return p / p.sum()
 
 
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
-@pytest.mark.parametrize("top_k", [0, 1, 5])
+def assert_follows(counts: np.ndarray, want: np.ndarray) -> None:
+    """Pearson's chi-square has mean df and variance 2·df: six deviations above is out of reach for a right sampler."""
+    assert counts[want == 0].sum() == 0, "a token that was cut was drawn"
+    kept = want > 0
+    expected = counts.sum() * want[kept]
+    df = kept.sum() - 1
+    assert ((counts[kept] - expected) ** 2 / expected).sum() <= df + 6 * math.sqrt(2 * df) + 1e-9
+
+
+@pytest.mark.parametrize("temperature", [0.6, 1.0, 1.7])
+@pytest.mark.parametrize("top_k", [0, 5])
 @pytest.mark.parametrize("top_p", [1.0, 0.9, 0.3])
 @pytest.mark.parametrize("min_p", [0.0, 0.1])
 def test_draws_follow_the_distribution_that_the_parameters_define(temperature, top_k, top_p, min_p):
     logits = torch.randn(VOCAB, generator=torch.Generator().manual_seed(3)) * 2
     want = truncated_distribution(logits, temperature, top_k, top_p, min_p)
-    count = 20_000
-    counts = np.bincount(
-        draw(logits, count, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p), minlength=VOCAB
+    tokens = draw(logits, 3000, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    assert_follows(np.bincount(tokens, minlength=VOCAB), want)
+
+
+def test_equal_logits_stay_or_go_together():
+    logits = torch.tensor([2.0, 1.0, 1.0, 1.0, 0.0, -1.0])
+    assert set(draw(logits, 200, top_k=2, temperature=5.0)) == {0, 1, 2, 3}
+    assert set(draw(logits, 200, top_p=0.5)) == {0, 1, 2, 3}, "the first has 0.44"
+    assert set(draw(logits, 200, top_p=0.4)) == {0}
+    assert set(draw(torch.zeros(5), 200, top_p=1e-6)) == set(range(5))
+
+
+def test_the_kth_largest_is_found_among_the_groups_that_can_hold_it():
+    logits = torch.randn(3000, generator=torch.Generator().manual_seed(8))
+    for k in (1, 3, 400, 2999, 3000, 9999):
+        best = set(logits.topk(min(k, 3000)).indices.tolist())
+        assert set(draw(logits, 60, top_k=k, temperature=50.0)) <= best
+    assert set(draw(logits, 60, top_k=3, temperature=50.0)) == set(logits.topk(3).indices.tolist())
+
+
+def test_a_logit_rounded_to_16_bits_seldom_changes_the_token():
+    """Inverting the cumulative distribution would change a third of them."""
+    logits = 2 * torch.randn(300, 8192, generator=torch.Generator().manual_seed(4))
+    seeds, zeros, ones = np.arange(300, dtype=np.uint64), np.zeros(300, np.float32), np.ones(300, np.float32)
+    exact, rounded = (
+        choose(x, ones, zeros.astype(np.int64), ones, zeros, seeds, zeros.astype(np.int64))
+        for x in (logits, logits.bfloat16().float())
     )
-    assert counts[want == 0].sum() == 0, "a token that was cut was drawn"
-    kept = want > 0
-    # Pearson's chi-square has mean df and variance 2·df: six deviations above is out of reach for a right sampler
-    statistic = ((counts[kept] - count * want[kept]) ** 2 / (count * want[kept])).sum()
-    df = kept.sum() - 1
-    assert statistic <= df + 6 * math.sqrt(2 * df) + 1e-9
-
-
-def test_a_nucleus_wider_than_the_candidates_falls_back_to_the_whole_vocabulary(monkeypatch):
-    logits = torch.randn(VOCAB, generator=torch.Generator().manual_seed(5))
-    whole = draw(logits, 500, top_p=0.95)
-    monkeypatch.setattr(choose_module, "NUCLEUS_CANDIDATES", 2)
-    assert np.array_equal(draw(logits, 500, top_p=0.95), whole)
+    assert (exact != rounded).mean() < 0.05
 
 
 def test_the_same_seed_gives_the_same_tokens_whatever_else_is_in_the_batch():
@@ -88,15 +108,47 @@ def test_the_same_seed_gives_the_same_tokens_whatever_else_is_in_the_batch():
     assert crowd.tokens[2] == alone
 
 
-def test_uniform_depends_on_seed_and_position_and_is_uniform():
-    positions = np.arange(100_000)
-    draws = uniform(np.full(100_000, 42, np.uint64), positions)
-    assert draws.min() >= 0 and draws.max() < 1
-    counts = np.histogram(draws, bins=100, range=(0, 1))[0]
-    assert ((counts - 1000) ** 2 / 1000).sum() < 99 + 6 * math.sqrt(198)
-    neighbours = uniform(np.arange(100_000, dtype=np.uint64), np.zeros(100_000, np.int64))
-    assert abs(np.corrcoef(neighbours[:-1], neighbours[1:])[0, 1]) < 0.02
-    assert not np.array_equal(draws, uniform(np.full(100_000, 43, np.uint64), positions))
+def shares(seeds: np.ndarray | int, positions: np.ndarray | int, tokens: np.ndarray | int) -> np.ndarray:
+    """`uniform` of each (seed, position, token), of which only one varies."""
+    count = max(np.size(seeds), np.size(positions), np.size(tokens))
+    spread = spread_tokens(1_000_000)
+    if np.size(tokens) == count:
+        return uniform(spread[tokens], draw_keys(np.full(1, seeds, np.uint64), np.full(1, positions))[0])
+    keys = draw_keys(np.broadcast_to(np.uint64(seeds), count), np.broadcast_to(np.int64(positions), count))
+    return np.concatenate([uniform(spread[tokens : tokens + 1], key) for key in keys])
+
+
+STREAMS = {
+    "tokens": lambda: shares(42, 7, np.arange(400_000)),
+    "positions": lambda: shares(42, np.arange(20_000), 11),
+    "seeds": lambda: shares(np.arange(20_000), 7, 11),
+    "far seeds": lambda: shares(np.arange(20_000, dtype=np.uint64) << np.uint64(44), 0, 0),
+}
+
+
+@pytest.mark.parametrize("varying", STREAMS)
+def test_noise_is_uniform_and_neighbours_are_independent(varying):
+    share = STREAMS[varying]()
+    assert share.min() > 0 and share.max() < 1
+    assert_follows(np.bincount((share * 128).astype(int), minlength=128), np.full(128, 1 / 128))
+    # of the number and of its next bits, of each with its neighbour and one eight further
+    for x in (share, share * 4096 % 1):
+        for distance in (1, 8):
+            first, second = (x[:-distance] * 8).astype(int), (x[distance:] * 8).astype(int)
+            assert_follows(np.bincount(first * 8 + second, minlength=64), np.full(64, 1 / 64))
+    # what wins a large vocabulary is the smallest: its size follows the exponential distribution
+    few = share[: len(share) // 100 * 100].reshape(-1, 100).min(1)
+    assert_follows(np.bincount(((1 - few) ** 100 * 16).astype(int), minlength=16), np.full(16, 1 / 16))
+
+
+def test_the_winner_is_the_largest_with_exact_noise():
+    generator = np.random.default_rng(6)
+    spread, keys = spread_tokens(500), draw_keys(np.arange(200, dtype=np.uint64), np.arange(200))
+    for key, scale in zip(keys, [0.0, 0.5, 2.0, 8.0] * 50, strict=True):
+        logits = (scale * generator.standard_normal(500)).astype(np.float32)
+        noise = -np.log(-np.log1p(-uniform(spread, key).astype(np.float64)))
+        noisy = logits + noise
+        assert noisy[gumbel_argmax(logits, spread, key)] > noisy.max() - 1e-5
 
 
 def test_greedy_takes_the_most_likely_token():
@@ -192,6 +244,11 @@ def test_extreme_values_mean_their_limit(extreme):
     sampled = sample_rows(logits, row)
     assert not sampled.errors
     assert sampled.tokens[0] == 1
+
+
+def test_top_k_1_is_greedy_also_among_equals():
+    logits = torch.tensor([[0.0, 2.0, 2.0]])
+    assert {int(sample_rows(logits, new_row(0, [1], top_k=1, seed=s)).tokens[0]) for s in range(20)} == {1}
 
 
 def test_an_enormous_temperature_is_uniform():
