@@ -36,6 +36,11 @@ def choose_dtype(requested: str, config: Any, device: torch.device) -> torch.dty
     return chosen
 
 
+def kv_cache_dtype(setting: str, model_dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the KV cache for the setting `kv_cache_dtype` (auto or fp8): FP8 is E4M3 with scale 1."""
+    return torch.float8_e4m3fn if setting == "fp8" else model_dtype
+
+
 def saved_dtype(config: Any) -> torch.dtype:
     """What the configuration says; float32 if it says nothing, as transformers understands it."""
     dtype = getattr(config, "dtype", None) or torch.float32

@@ -7,7 +7,7 @@ import torch
 from transformers import Gemma3TextConfig, LlamaConfig
 
 from appliance.loading import dtype as module
-from appliance.loading.dtype import choose_dtype
+from appliance.loading.dtype import choose_dtype, kv_cache_dtype
 from appliance.loading.errors import ModelLoadError
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -47,3 +47,9 @@ def test_gemma_is_not_run_in_float16():
     with pytest.raises(ModelLoadError, match="use bfloat16 or float32"):
         choose_dtype("float16", Gemma3TextConfig(), CPU)
     assert choose_dtype("auto", Gemma3TextConfig(dtype="float16"), GPU) == torch.bfloat16
+
+
+@pytest.mark.parametrize("model_dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_kv_cache_has_the_models_dtype_or_fp8(model_dtype):
+    assert kv_cache_dtype("auto", model_dtype) == model_dtype
+    assert kv_cache_dtype("fp8", model_dtype) == torch.float8_e4m3fn
