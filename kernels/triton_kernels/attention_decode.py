@@ -132,7 +132,7 @@ def decode_kernel(
     part = tl.load(tiles_per_program)
     begin = program * part
     end = tl.minimum(begin + part, tl.load(tile_start + num_requests) * NUM_KV_HEADS)
-    request = tl.load(first_request + program)  # of a program without a part: anything, and not used
+    request = tl.load(first_request + program)  # of a program without a part: the last, and not used
 
     row = tl.arange(0, ROWS)
     dim = tl.arange(0, DIM_PAD)

@@ -76,6 +76,8 @@ def plan_kernel(
         tl.store(tiles_per_program, part)
     first_program = tl.cdiv(before * NUM_KV_HEADS, part)
     end_program = tl.cdiv((before + own) * NUM_KV_HEADS, part)
+    # programs without a part get the last request, so that none reads what nobody wrote
+    end_program = tl.where(request == num_requests - 1, num_programs, end_program)
     for start in range(first_program, end_program, CHUNK):
         program = start + tl.arange(0, CHUNK)
         tl.store(first_request + program, tl.zeros([CHUNK], tl.int32) + request, mask=program < end_program)
