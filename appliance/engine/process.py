@@ -24,7 +24,8 @@ from appliance.engine.core import EngineCore
 from appliance.engine.hub import Hub
 from appliance.engine.loop import EngineLoop
 from appliance.engine.parent import die_with_parent
-from appliance.engine.startup import OnTrace, ReportPhase, build_core
+from appliance.engine.startup import build_core
+from appliance.engine.startup_common import OnTrace, ReportPhase
 from appliance.engine.startup_errors import SettingsRefused, StartupError
 from appliance.engine.warm_up import warm_up
 from appliance.log_format import configure_logging

@@ -37,7 +37,7 @@ from appliance.engine.kv_cache.manager import KVCacheManager
 from appliance.engine.process import main as engine_main
 from appliance.engine.scheduler import Scheduler
 from appliance.engine.scheduler_config import SchedulerConfig
-from appliance.engine.startup import OnTrace, ReportPhase
+from appliance.engine.startup_common import OnTrace, ReportPhase
 from appliance.engine.step import ModelOutput, SchedulerOutput
 from appliance.protocol.wire import EngineReady
 
@@ -265,7 +265,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def server_changes(options: argparse.Namespace) -> dict[str, object]:
-    return {"disable_log_requests": True}
+    return {"disable_log_requests": True, "api_server_count": options.api_server_count}
 
 
 if __name__ == "__main__":

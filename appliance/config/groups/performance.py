@@ -47,7 +47,7 @@ class PerformanceSettings:
         memory="Each size adds its graph's buffers.",
         throughput="A close fit wastes less padding.",
         typical="Unset.",
-        when_unset="1, 2, 4, then multiples of 8 up to max-num-seqs.",
+        when_unset="1, 2, 4, 8, 16, 24, 32, 48, 64, 96, … up to max-num-seqs.",
         minimum=1,
         not_built=_NO_GRAPHS,
     )

@@ -52,9 +52,23 @@ def gpu_step_shape(settings: Settings, max_model_len: int) -> StepShape:
 def decode_graph_sizes(performance: PerformanceSettings, max_num_seqs: int) -> tuple[int, ...]:
     """The batch sizes recorded as CUDA graphs, ascending; a batch runs in the smallest that holds it.
 
-    By default 1, 2, 4, multiples of 8, and `max_num_seqs` itself.
+    By default 1, 2, 4, 8, then in steps that grow with the size, and `max_num_seqs` itself: each costs some tens of
+    milliseconds of the start, and a batch that is a little smaller than its graph costs next to nothing.
     """
     if performance.enforce_eager:
         return ()
-    sizes = performance.cuda_graph_sizes or (1, 2, 4, *range(8, max_num_seqs, 8), max_num_seqs)
+    sizes = performance.cuda_graph_sizes or _default_sizes(max_num_seqs)
     return tuple(sorted({size for size in sizes if size <= max_num_seqs}))
+
+
+def _default_sizes(max_num_seqs: int) -> tuple[int, ...]:
+    return (
+        1,
+        2,
+        4,
+        *range(8, 32, 8),
+        *range(32, 64, 16),
+        *range(64, 256, 32),
+        *range(256, max_num_seqs, 64),
+        max_num_seqs,
+    )

@@ -11,9 +11,6 @@ import torch
 
 from appliance.runner.cuda.decode_step import DecodeStep
 
-# Below this many requests a shared prefix saves too little to have graphs of its own.
-SMALLEST_SHARING_BATCH = 8
-
 
 class DecodeGraphs:
     """The graphs of a `DecodeStep`, by batch size; a batch runs in the smallest that holds it.
@@ -22,23 +19,20 @@ class DecodeGraphs:
     owns itself.
     """
 
-    def __init__(self, step: DecodeStep, sizes: tuple[int, ...]) -> None:
-        """`sizes` ascending; empty to run everything eagerly."""
+    def __init__(self, step: DecodeStep, sizes: tuple[int, ...], sharing_sizes: tuple[int, ...]) -> None:
+        """`sizes` ascending; empty to run everything eagerly. Those in `sharing_sizes` get a second graph, for batches
+        whose requests share a prefix."""
         self._step = step
         self._sizes = sizes
+        self._sharing_sizes = sharing_sizes
         self._graphs: dict[tuple[int, bool], torch.cuda.CUDAGraph] = {}
 
     def __len__(self) -> int:
         return len(self._graphs)
 
-    def capture(self, *, shares_prefix: bool, progress: Callable[[float], None] = lambda fraction: None) -> None:
-        """Record all sizes, the largest first, so that the others fit in its memory.
-
-        With `shares_prefix` also the variants for batches whose requests share a prefix.
-        """
-        wanted = [(size, False) for size in self._sizes]
-        if shares_prefix:
-            wanted += [(size, True) for size in self._sizes if size >= SMALLEST_SHARING_BATCH]
+    def capture(self, progress: Callable[[float], None]) -> None:
+        """Record all, the largest first, so that the others fit in its memory. `progress` gets the fraction done."""
+        wanted = [(size, False) for size in self._sizes] + [(size, True) for size in self._sharing_sizes]
         wanted.sort(reverse=True)
         pool = torch.cuda.graph_pool_handle()
         stream = torch.cuda.Stream()

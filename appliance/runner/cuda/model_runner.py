@@ -43,8 +43,8 @@ class RunnerOptions:
     vocab_size: int
     shape: AttentionShape
     graph_sizes: tuple[int, ...] = ()  # ascending; empty: everything runs eagerly
+    sharing_sizes: tuple[int, ...] = ()  # of them, those with a second graph for requests that share a prefix
     max_context_len_to_capture: int | None = None
-    enable_prefix_caching: bool = True
     batch_invariant: bool = False
 
 
@@ -76,10 +76,10 @@ class CudaRunner:
         options: RunnerOptions,
         host_tier: HostTier | None = None,
     ) -> None:
-        device = kv_caches[0].device
+        self.options = options
+        self.device = device = kv_caches[0].device
         self._model = model
-        self._kv_caches = kv_caches
-        self._options = options
+        self._kv_caches = list(kv_caches)
         self._host_tier = host_tier
         self._on_gpu = device.type == "cuda"
         self._rows = Rows(options.max_num_seqs, options.max_model_len)
@@ -91,14 +91,14 @@ class CudaRunner:
         self._sharing = SharedPrefixFinder(self._table)
         self._step = DecodeStep(
             model,
-            kv_caches,
+            self._kv_caches,
             self._device_rows,
             shape=options.shape,
             vocab_size=options.vocab_size,
             max_num_seqs=options.max_num_seqs,
             batch_invariant=options.batch_invariant,
         )
-        self._graphs = DecodeGraphs(self._step, options.graph_sizes)
+        self._graphs = DecodeGraphs(self._step, options.graph_sizes, options.sharing_sizes)
         # one more than may be under way: the host writes while two are read
         self._staging = Staging(_staged_elements(options), self.depth + 1, device)
         self._results = deque(
@@ -109,6 +109,12 @@ class CudaRunner:
         self._batch_in_place = b""  # the rows that the decode step's memory holds now
         self._sharing_in_place: Sharing | None = None
 
+    def move_in(self, kv_caches: list[torch.Tensor], host_tier: HostTier | None) -> None:
+        """Take other caches, of the same layout, before graphs are recorded: their size is known only once a step has
+        run."""
+        self._kv_caches[:] = kv_caches
+        self._host_tier = host_tier
+
     @property
     def num_graphs(self) -> int:
         return len(self._graphs)
@@ -116,8 +122,7 @@ class CudaRunner:
     @torch.inference_mode()
     def capture_graphs(self, progress: Callable[[float], None] = lambda fraction: None) -> None:
         """Record the decode steps. Needs all memory to be in place, and no step under way."""
-        shares = self._options.enable_prefix_caching and not self._options.batch_invariant
-        self._graphs.capture(shares_prefix=shares, progress=progress)
+        self._graphs.capture(progress)
 
     @torch.inference_mode()
     def submit(self, step: SchedulerOutput) -> Callable[[], ModelOutput]:
@@ -199,7 +204,7 @@ class CudaRunner:
         """Every request runs the token that was sampled last."""
         count = len(batch.rows)
         size = self._graphs.size_for(count)
-        limit = self._options.max_context_len_to_capture
+        limit = self.options.max_context_len_to_capture
         if limit is not None and int(batch.computed.max()) >= limit:
             size = None
         self._place_batch(batch.rows, size or count)
@@ -260,7 +265,7 @@ class CudaRunner:
         host_slots[num_decodes:] = self._table.slots(of_token, chunk_positions)
         host_lengths[num_decodes:] = (computed + scheduled)[num_decodes:]
         table_rows = staging.put(rows)
-        invariant = self._options.batch_invariant  # then decodes are attended as chunks of one token, like prompts
+        invariant = self.options.batch_invariant  # then decodes are attended as chunks of one token, like prompts
         query_start = staging.put(np.append(np.arange(num_decodes), num_decodes + starts) if invariant else starts)
         output_rows = staging.put(ends[complete])
         sampled_rows = staging.put(rows[complete])

@@ -15,7 +15,7 @@ from appliance.engine.kv_cache.manager import KVCacheManager
 from appliance.engine.process import main
 from appliance.engine.scheduler import Scheduler
 from appliance.engine.scheduler_config import SchedulerConfig
-from appliance.engine.startup import OnTrace, ReportPhase
+from appliance.engine.startup_common import OnTrace, ReportPhase
 from appliance.engine.startup_errors import SettingsRefused, StartupError
 from appliance.engine.step import ModelOutput, SchedulerOutput
 from appliance.protocol.wire import EngineReady

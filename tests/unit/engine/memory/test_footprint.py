@@ -28,23 +28,30 @@ def test_the_state_of_requests_is_two_rows_of_blocks_and_one_of_logits_each() ->
 
 def test_the_largest_step_peaks_at_the_gated_product_of_a_layer() -> None:
     per_token = (4 * 4096 + 3 * 14336) * 2  # the stream; gate, up and their product; two bytes each
-    assert activation_bytes(LLAMA_3_1_8B, SHAPE, HOPPER, 2) == 8192 * per_token + 32 * 2**20
+    assert activation_bytes(LLAMA_3_1_8B, SHAPE, HOPPER, 2, 4096) == 8192 * per_token + 32 * 2**20
+
+
+def test_short_requests_limit_a_step() -> None:
+    most = activation_bytes(LLAMA_3_1_8B, dataclasses.replace(SHAPE, max_num_batched_tokens=256 * 15), HOPPER, 2, 4096)
+    assert activation_bytes(LLAMA_3_1_8B, SHAPE, HOPPER, 2, 16) == most
 
 
 def test_a_step_of_few_tokens_peaks_at_its_logits() -> None:
     few = dataclasses.replace(SHAPE, max_num_batched_tokens=256)
     logits = 256 * 151936 * 2 + 32 * 151936 * 16
-    assert activation_bytes(QWEN3_0_6B, few, HOPPER, 2) == logits + 2 * 256 * 1024 * 2 + 32 * 2**20
+    assert activation_bytes(QWEN3_0_6B, few, HOPPER, 2, 4096) == logits + 2 * 256 * 1024 * 2 + 32 * 2**20
 
 
 def test_a_wide_attention_counts_more_than_a_narrow_feed_forward_block() -> None:
     wide = dataclasses.replace(LLAMA_3_1_8B, num_heads=256)
     per_token = (4 * 4096 + (256 + 16 + 256) * 128 + 4096) * 2
-    assert activation_bytes(wide, SHAPE, HOPPER, 2) == 8192 * per_token + 32 * 2**20
+    assert activation_bytes(wide, SHAPE, HOPPER, 2, 4096) == 8192 * per_token + 32 * 2**20
 
 
 def test_cublas_takes_a_larger_workspace_on_hopper() -> None:
-    difference = activation_bytes(LLAMA_3_1_8B, SHAPE, HOPPER, 2) - activation_bytes(LLAMA_3_1_8B, SHAPE, AMPERE, 2)
+    difference = activation_bytes(LLAMA_3_1_8B, SHAPE, HOPPER, 2, 4096) - activation_bytes(
+        LLAMA_3_1_8B, SHAPE, AMPERE, 2, 4096
+    )
     assert difference == (32 - 8) * 2**20 - 128 * 1024
 
 

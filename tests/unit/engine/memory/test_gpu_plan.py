@@ -57,6 +57,10 @@ def test_a_cache_in_fp8_holds_twice_the_tokens() -> None:
     )
 
 
+def test_a_swap_space_takes_buffers_of_the_gpu() -> None:
+    assert plan(swap_space=8).footprint.state - plan().footprint.state == 4 * 64 * 2**20
+
+
 def test_auto_is_the_longest_context_that_fits_to_the_block() -> None:
     length = plan(gpu=L4, max_model_len="auto").kv_cache.max_model_len
     assert length % 16 == 0

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,7 @@ from appliance.config import Settings, resolve_values
 from appliance.engine.memory.gpu_plan import estimate
 from appliance.engine.memory.gpus import GPUS
 from appliance.engine.memory.ledger import MemoryLedger, log_ledger
+from appliance.engine.startup_errors import SettingsRefused
 from tests.support.model_shapes import LLAMA_3_1_8B
 
 LEDGER = MemoryLedger(
@@ -57,6 +59,15 @@ def test_lines_of_gib_add_up_as_printed() -> None:
     ledger = MemoryLedger.of(estimate(LLAMA_3_1_8B, Settings(), GPUS["h100"], 2))
     *parts, total = [float(found[1]) for line in ledger.as_lines() if (found := re.search(r"([\d.]+) GiB", line))]
     assert sum(parts) == pytest.approx(total, abs=0.04)
+
+
+def test_the_example_in_the_documentation_is_what_is_printed() -> None:
+    page = (Path(__file__).parents[4] / "docs" / "memory.md").read_text(encoding="utf-8")
+    lines = MemoryLedger.of(estimate(LLAMA_3_1_8B, Settings(), GPUS["h100"], 2)).as_lines()
+    assert "\n".join(lines) in page
+    with pytest.raises(SettingsRefused) as caught:
+        estimate(LLAMA_3_1_8B, Settings(), GPUS["l4"], 2)
+    assert str(caught.value) in page.replace("\n", " ")
 
 
 def test_as_json_it_has_the_bytes_and_what_follows_from_them() -> None:
