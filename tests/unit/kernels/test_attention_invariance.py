@@ -32,6 +32,7 @@ def check_invariance(
     window: int | None,
     softcap: float | None,
     config: TileConfig | None,
+    cache_dtype: torch.dtype | None = None,
 ) -> None:
     """One request of `length` tokens as one chunk, then in each of `cuts`, alone and between `others`.
 
@@ -42,7 +43,7 @@ def check_invariance(
     num_blocks = 1 + sum(-(-total // BLOCK_SIZE) for _, total in requests)
     tables = random_batch(requests, BLOCK_SIZE, num_blocks).block_tables.to(DEVICE)
     torch.manual_seed(length)
-    cache = torch.randn(num_blocks, 2, num_kv_heads, BLOCK_SIZE, head_dim, device=DEVICE).to(dtype)
+    cache = torch.randn(num_blocks, 2, num_kv_heads, BLOCK_SIZE, head_dim, device=DEVICE).to(cache_dtype or dtype)
     queries = torch.randn(length, num_kv_heads * per_kv, head_dim, device=DEVICE).to(dtype)
     beside = torch.randn(sum(count for count, _ in others), *queries.shape[1:], device=DEVICE).to(dtype)
 
@@ -87,3 +88,9 @@ def test_a_token_has_the_same_bits_however_its_prompt_is_cut(dtype, window, soft
 def test_compiled_a_token_has_the_same_bits_however_its_prompt_is_cut(heads, dtype, window, softcap):
     cuts = [[1, 2, 3, 64, 65], [256], [100, 200, 300, 301, 302], [383], list(range(370, 390))]
     check_invariance(390, cuts, [(1, 700), (200, 260), (1, 1)], heads, dtype, window, softcap, None)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_so_it_has_with_an_8_bit_cache(dtype):
+    check_invariance(390, [[1, 2, 3, 64], [383]], [(1, 700)], (8, 4, 128), dtype, None, None, None, torch.float8_e4m3fn)
