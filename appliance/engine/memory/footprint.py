@@ -39,6 +39,9 @@ DECODE_PARTS = 2
 # Attention to a shared prefix: query rows in a program, and into how many pieces the prefix is cut at most.
 PREFIX_ROWS = 128
 PREFIX_SPLITS = 16
+# With a swap space, blocks on their way to the host and back are gathered in buffers on the device, two a direction.
+SWAP_BUFFERS = 4
+SWAP_BUFFER_BYTES = 64 * MIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +59,18 @@ class Footprint:
         return self.other + self.weights + self.state + self.activations + self.cuda_graphs
 
 
-def estimated_footprint(facts: ModelFacts, shape: StepShape, gpu: Gpu, itemsize: int, max_model_len: int) -> Footprint:
-    """The footprint by arithmetic. `itemsize` is the bytes of an element of weights and activations."""
+def estimated_footprint(
+    facts: ModelFacts, shape: StepShape, gpu: Gpu, itemsize: int, max_model_len: int, swap_bytes: int = 0
+) -> Footprint:
+    """The footprint by arithmetic.
+
+    `itemsize` is the bytes of an element of weights and activations, `swap_bytes` what a swap space takes of the GPU.
+    """
     return Footprint(
         other=gpu.driver_bytes + gpu.other_bytes,
         weights=weight_bytes(facts, itemsize, max_model_len),
-        state=state_bytes(facts, shape, gpu, itemsize, max_model_len),
-        activations=activation_bytes(facts, shape, gpu, itemsize),
+        state=state_bytes(facts, shape, gpu, itemsize, max_model_len) + swap_bytes,
+        activations=activation_bytes(facts, shape, gpu, itemsize, max_model_len),
         cuda_graphs=graph_bytes(facts, shape, gpu, itemsize),
     )
 
@@ -80,10 +88,17 @@ def state_bytes(facts: ModelFacts, shape: StepShape, gpu: Gpu, itemsize: int, ma
     return shape.max_num_seqs * a_request + staged * 4 + _decode_workspace(facts, gpu)
 
 
-def activation_bytes(facts: ModelFacts, shape: StepShape, gpu: Gpu, itemsize: int) -> int:
+def swap_buffer_bytes(bytes_per_block: int) -> int:
+    """What a swap space takes of the GPU; `bytes_per_block` of the KV cache over all layers."""
+    return SWAP_BUFFERS * max(1, SWAP_BUFFER_BYTES // bytes_per_block) * bytes_per_block
+
+
+def activation_bytes(facts: ModelFacts, shape: StepShape, gpu: Gpu, itemsize: int, max_model_len: int) -> int:
     """The peak of what torch has allocated during the largest step: in its layers, or at its logits."""
-    tokens, rows = shape.max_num_batched_tokens, max(shape.max_num_seqs, LOGIT_ROWS)
-    layers = tokens * _layer_bytes_per_token(facts, itemsize)
+    # A row that is full is at its end: its last token is sampled, not computed.
+    tokens = min(shape.max_num_batched_tokens, shape.max_num_seqs * (max_model_len - 1))
+    rows = max(shape.max_num_seqs, LOGIT_ROWS)
+    layers = tokens * layer_bytes_per_token(facts, itemsize)
     hidden = (tokens + rows) * facts.hidden_size * itemsize
     logits = rows * facts.vocab_size * itemsize + EDITED_ROWS * facts.vocab_size * EDITED_BYTES
     return max(layers, hidden + logits) + _cublas_workspace(gpu)
@@ -94,13 +109,13 @@ def graph_bytes(facts: ModelFacts, shape: StepShape, gpu: Gpu, itemsize: int) ->
     stream that it happens on; attention's workspaces for shared prefixes; what the driver keeps of each graph."""
     if not shape.graph_sizes:
         return 0
-    pool = 2 * shape.graph_sizes[-1] * _layer_bytes_per_token(facts, itemsize)
+    pool = 2 * shape.graph_sizes[-1] * layer_bytes_per_token(facts, itemsize)
     prefixes = sum(_prefix_workspace(facts, gpu, size) for size in shape.sharing_sizes)
     of_driver = shape.num_graphs * facts.num_layers * GRAPH_BYTES_PER_LAYER
     return pool + _cublas_workspace(gpu) + prefixes + of_driver
 
 
-def _layer_bytes_per_token(facts: ModelFacts, itemsize: int) -> int:
+def layer_bytes_per_token(facts: ModelFacts, itemsize: int) -> int:
     """At the peak of a layer: where what was projected, attention's output and its projection are there together, or
     where the gated product stands beside gate and up."""
     queries = facts.num_heads * facts.head_dim

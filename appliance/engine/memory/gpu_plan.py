@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from appliance.config import MemorySettings, Settings
 from appliance.engine.memory.division import Division
-from appliance.engine.memory.footprint import Footprint, estimated_footprint
+from appliance.engine.memory.footprint import Footprint, estimated_footprint, swap_buffer_bytes
 from appliance.engine.memory.gpus import Gpu
 from appliance.engine.memory.kv_cache_plan import KVCachePlan, model_max_len, requested_length
 from appliance.engine.memory.step_shape import StepShape, gpu_step_shape
@@ -54,7 +54,8 @@ def estimate(facts: ModelFacts, settings: Settings, gpu: Gpu, itemsize: int) -> 
 
     def division(length: int) -> Division:
         shape = gpu_step_shape(settings, length)
-        footprint = estimated_footprint(facts, shape, gpu, itemsize, length)
+        swap_bytes = swap_buffer_bytes(shape.block_size * bytes_per_token) if settings.memory.swap_space else 0
+        footprint = estimated_footprint(facts, shape, gpu, itemsize, length, swap_bytes)
         return Division(settings.memory, gpu.total_bytes, footprint, shape.block_size, bytes_per_token)
 
     is_auto = settings.model.max_model_len == "auto"
