@@ -28,7 +28,7 @@ class FreshConfig:
     tile: int  # keys read at once
     num_warps: int
     num_stages: int  # for Hopper's kernel at least 2
-    hopper: bool = False  # the kernel for Hopper, whose warps are given
+    hopper: bool = False  # the kernel for Hopper, whose rows (128) and warps (4) are given
     in_turns: bool = False  # its two warpgroups take turns at the matrix unit
 
 

@@ -22,11 +22,10 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from appliance_kernels.triton_kernels.attention_configs import card
 
-CONSUMERS = 2  # warpgroups that multiply
-WARPGROUP_ROWS = 64  # rows of one matrix instruction
+WARPGROUP_ROWS = 64  # rows of one matrix instruction; two warpgroups multiply
 REGISTERS = 168  # a thread's at launch: 3 warpgroups of 128 threads share 65,536
-CONSUMER_REGISTERS = 240
-PRODUCER_REGISTERS = 24
+CONSUMER_REGISTERS = gl.constexpr(240)
+PRODUCER_REGISTERS = gl.constexpr(24)
 
 
 @gluon.jit
@@ -38,8 +37,10 @@ def _barriers(NUMBER: gl.constexpr, ARRIVALS: gl.constexpr):
 
 
 @gluon.jit
-def _num_turns(total):
-    """How many of `total` pieces of work a program takes."""
+def _num_turns(plan, NUM_Q_HEADS: gl.constexpr):
+    """How many pieces of work, which are a tile of the plan and a head each, a program takes."""
+    _items, count, _window = plan
+    total = gl.load(count) * NUM_Q_HEADS
     programs = gl.num_programs(0)
     last = total // programs
     return last + (_work(last) < total).to(gl.int32)
@@ -55,13 +56,17 @@ def _work(turn):
 
 
 @gluon.jit
-def _tile_range(item, window, ROWS: gl.constexpr, TILE: gl.constexpr, HAS_WINDOW: gl.constexpr):
-    """(first row, position of it, row after the request's last, last key tile, how many key tiles)."""
+def _tile_range(
+    plan, turn, NUM_Q_HEADS: gl.constexpr, ROWS: gl.constexpr, TILE: gl.constexpr, HAS_WINDOW: gl.constexpr
+):
+    """Of a turn's piece of work: first row, its position, row after the request's last, last key tile, how many key
+    tiles. Past the last turn these are of another piece."""
+    items, count, window = plan
+    item = items + gl.minimum(_work(turn) // NUM_Q_HEADS, gl.maximum(gl.load(count) - 1, 0)) * 4
     first_row = gl.load(item)
     position = gl.load(item + 1)
     end_row = gl.load(item + 2)
-    last_position = gl.minimum(position + ROWS, end_row - first_row + position) - 1
-    last_tile = last_position // TILE
+    last_tile = (gl.minimum(position + ROWS, end_row - first_row + position) - 1) // TILE
     num_tiles = last_tile + 1
     if HAS_WINDOW:
         num_tiles -= gl.maximum(position - window + 1, 0) // TILE
@@ -83,17 +88,15 @@ def _produce(
     q, k, v = descriptors
     q_tiles, k_tiles, v_tiles = buffers
     q_full, q_empty, k_full, k_empty, v_full, v_empty, _ = barriers
-    items, count, window = plan
     NUM_CONSUMERS: gl.constexpr = q_tiles.shape[0]
     STAGES: gl.constexpr = k_tiles.shape[0]
     TILE: gl.constexpr = k_tiles.shape[1]
     ROWS: gl.constexpr = NUM_CONSUMERS * q_tiles.shape[1]
     loaded = 0
-    for turn in range(_num_turns(gl.load(count) * NUM_Q_HEADS)):
-        work = _work(turn)
-        head = work % NUM_Q_HEADS
+    for turn in range(_num_turns(plan, NUM_Q_HEADS)):
+        head = _work(turn) % NUM_Q_HEADS
         first_row, position, _end_row, last_tile, num_tiles = _tile_range(
-            items + work // NUM_Q_HEADS * 4, window, ROWS, TILE, HAS_WINDOW
+            plan, turn, NUM_Q_HEADS, ROWS, TILE, HAS_WINDOW
         )
         for i in gl.static_range(NUM_CONSUMERS):
             mbarrier.wait(q_empty.index(i), (turn & 1) ^ 1)
@@ -173,7 +176,7 @@ def _consume(
     """One warpgroup: rows INDEX · 64 … of each piece of work, key tiles from the last, which holds the diagonal, on."""
     q_tiles, k_tiles, v_tiles = buffers
     q_full, q_empty, k_full, k_empty, v_full, v_empty, turns = barriers
-    items, count, window = plan
+    _items, _count, window = plan
     score_scale, softcap_log2 = scales
     out, out_stride_row, out_stride_head = output
     STAGES: gl.constexpr = k_tiles.shape[0]
@@ -195,11 +198,8 @@ def _consume(
         factor = 1.0
     used = 0
     taken = 0
-    for turn in range(_num_turns(gl.load(count) * NUM_Q_HEADS)):
-        work = _work(turn)
-        first_row, position, end_row, last_tile, num_tiles = _tile_range(
-            items + work // NUM_Q_HEADS * 4, window, ROWS, TILE, HAS_WINDOW
-        )
+    first_row, position, end_row, last_tile, num_tiles = _tile_range(plan, 0, NUM_Q_HEADS, ROWS, TILE, HAS_WINDOW)
+    for turn in range(_num_turns(plan, NUM_Q_HEADS)):
         row_position = position + INDEX * HALF + gl.arange(0, HALF, S_ROW)
         first_key = last_tile * TILE
         length = end_row - first_row + position
@@ -285,8 +285,13 @@ def _consume(
         result = gl.convert_layout(result, MEMORY)
         row = first_row + INDEX * HALF + gl.arange(0, HALF, gl.SliceLayout(1, MEMORY))
         dim = gl.arange(0, HEAD_DIM, gl.SliceLayout(0, MEMORY))
-        target = out + (row.to(gl.int64) * out_stride_row + work % NUM_Q_HEADS * out_stride_head)[:, None]
-        gl.store(target + dim[None, :], result, mask=(row < end_row)[:, None])
+        target = out + (row.to(gl.int64) * out_stride_row + _work(turn) % NUM_Q_HEADS * out_stride_head)[:, None]
+        in_request = row < end_row
+        # read before the store, so that the next piece of work begins without waiting for them
+        first_row, position, end_row, last_tile, num_tiles = _tile_range(
+            plan, turn + 1, NUM_Q_HEADS, ROWS, TILE, HAS_WINDOW
+        )
+        gl.store(target + dim[None, :], result, mask=in_request[:, None])
 
 
 @gluon.jit(
@@ -314,8 +319,6 @@ def fresh_hopper_kernel(
     HAS_WINDOW: gl.constexpr,
     HAS_SOFTCAP: gl.constexpr,
     IN_TURNS: gl.constexpr,
-    PRODUCER_REGISTERS: gl.constexpr,
-    CONSUMER_REGISTERS: gl.constexpr,
 ):
     buffers = (
         gl.allocate_shared_memory(q.dtype, [2, ROWS // 2, HEAD_DIM], q.layout),
@@ -363,7 +366,7 @@ def launch_fresh_hopper(
     """`attention_fresh.fresh_attention` with its plan, for 16-bit q [T, Hq, D], k, v [T, Hk, D] whose rows begin at
     multiples of 16 bytes; D 64, 128 or 256. `factors` as `attention_common.score_factors` gives them."""
     num_q_heads, head_dim = q.shape[1:]
-    rows = CONSUMERS * WARPGROUP_ROWS
+    rows = 2 * WARPGROUP_ROWS
     programs = min(card(q.device).multiprocessors, items.shape[0] * num_q_heads)
     fresh_hopper_kernel[(programs,)](
         _descriptor(q, WARPGROUP_ROWS),
@@ -385,8 +388,6 @@ def launch_fresh_hopper(
         HAS_WINDOW=sliding_window is not None,
         HAS_SOFTCAP=has_softcap,
         IN_TURNS=in_turns,
-        PRODUCER_REGISTERS=PRODUCER_REGISTERS,
-        CONSUMER_REGISTERS=CONSUMER_REGISTERS,
         num_warps=4,
         maxnreg=REGISTERS,
     )
