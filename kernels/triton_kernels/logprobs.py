@@ -12,7 +12,7 @@ from appliance_kernels.triton_kernels.vocab_search import CAPACITY, gather_candi
 MAX_TOP = 64  # of the most likely tokens, with which few candidates always suffice
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["index", "tokens"])
 def _scan_kernel(
     logits,
     index,
@@ -47,7 +47,7 @@ def _scan_kernel(
 
 
 # one compilation, whatever the number
-@triton.jit(do_not_specialize=["top"])
+@triton.jit(do_not_specialize=["top"], do_not_specialize_on_alignment=["index", "tokens"])
 def _finish_kernel(
     logits,
     index,

@@ -23,7 +23,7 @@ from appliance_kernels.triton_kernels.truncated_sampling import sample_truncated
 OK, BROKEN = 0, 1
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["rows"])
 def _scan_kernel(
     logits,
     rows,
@@ -84,7 +84,8 @@ def _scan_kernel(
         tl.store(best + place, tl.min(tl.where(x == peak, token, vocab - 1), 0))
 
 
-@triton.jit
+# one compilation, wherever the caller's tensors begin in larger ones
+@triton.jit(do_not_specialize_on_alignment=["rows", "tokens", "status"])
 def _choose_kernel(
     logits,
     rows,

@@ -30,7 +30,7 @@ NUCLEUS_GROUPS = 384
 UNUSED_BITS = {torch.float32: 0, torch.bfloat16: 16, torch.float16: 13}
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["rows", "tokens"])
 def _sample_candidates_kernel(
     logits,
     rows,
@@ -135,7 +135,7 @@ def _sample_candidates_kernel(
     tl.store(pending + i, undecided)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["rows", "tokens"])
 def _sample_by_search_kernel(
     logits,
     rows,
