@@ -2,7 +2,8 @@
 
 Scores are kept in units of log2, so that the exponentials are `exp2`, which is one instruction on the device.
 
-An FP8 cache (E4M3) meets queries of 16 bits in float16, which holds its numbers exactly; the kernels get it as bytes.
+An FP8 cache (E4M3), which the kernels get as bytes, is multiplied in float16: that holds its numbers exactly, and
+queries and probabilities more exactly than bfloat16.
 """
 
 from __future__ import annotations
@@ -26,14 +27,9 @@ def even_and_odd(x):
 
 
 @triton.jit
-def meeting_fp8(q):
-    """Queries in the format in which they meet an FP8 cache: float32 stays, others become float16 of finite range.
-
-    bfloat16 loses nothing above 2⁻¹⁴, and below that nothing that a score would show.
-    """
-    if q.dtype != tl.float32:
-        q = tl.clamp(q.to(tl.float32), -65504.0, 65504.0, propagate_nan=tl.PropagateNan.ALL).to(tl.float16)
-    return q
+def clamped_float16(x):
+    """x within float16's finite range; NaN stays NaN."""
+    return tl.clamp(x.to(tl.float32), -65504.0, 65504.0, propagate_nan=tl.PropagateNan.ALL).to(tl.float16)
 
 
 @triton.jit
@@ -73,7 +69,7 @@ def attend(
         keys = keys.to(tl.pointer_type(tl.int16), bitcast=True)
         value_offset = value_offset // 2
         block_stride = block_stride // 2
-        q_even, q_odd = even_and_odd(meeting_fp8(q))
+        q_even, q_odd = even_and_odd(clamped_float16(q))
         acc_even, acc_odd = even_and_odd(acc)
     in_tile = tl.arange(0, TILE)
     dim = tl.arange(0, LOADED_PAD)
@@ -103,8 +99,7 @@ def attend(
 
         if FP8:
             k_even, k_odd = e4m3_pairs_to_float16(k)
-            scores = tl.dot(q_even, tl.trans(k_even.to(q_even.dtype)), input_precision="ieee")
-            scores = tl.dot(q_odd, tl.trans(k_odd.to(q_odd.dtype)), scores, input_precision="ieee")
+            scores = tl.dot(q_odd, tl.trans(k_odd), tl.dot(q_even, tl.trans(k_even)))
         else:
             scores = tl.dot(q, tl.trans(k), input_precision="ieee")
         factor = score_scale
@@ -122,9 +117,8 @@ def attend(
         weight = weight * shrink + tl.sum(p, 1)
         if FP8:
             v_even, v_odd = e4m3_pairs_to_float16(v)
-            p = p.to(q_even.dtype)
-            acc_even = tl.dot(p, v_even.to(p.dtype), acc_even * shrink[:, None], input_precision="ieee")
-            acc_odd = tl.dot(p, v_odd.to(p.dtype), acc_odd * shrink[:, None], input_precision="ieee")
+            acc_even = tl.dot(p.to(tl.float16), v_even, acc_even * shrink[:, None])
+            acc_odd = tl.dot(p.to(tl.float16), v_odd, acc_odd * shrink[:, None])
         else:
             acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
         peak = new_peak
