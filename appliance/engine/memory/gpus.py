@@ -80,17 +80,27 @@ def local_gpu() -> Gpu | None:
 def gpu_from_query(answer: str) -> Gpu | None:
     """nvidia-smi's line `name, total, reserved, used, compute capability`, sizes in MiB, as a `Gpu`.
 
-    What it reserves is not CUDA's to give; `used` does not include it.
+    What it reserves is not CUDA's to give; `used` does not include it. Drivers that do not say what they reserve are
+    taken to reserve what others do on the same GPU.
     """
     try:
         name, total, reserved, used, capability = answer.strip().splitlines()[0].rsplit(",", 4)
         major, _, minor = capability.strip().partition(".")
-        total_bytes = (int(total) - int(reserved)) * MIB
-        other_bytes, compute_capability = int(used) * MIB, (int(major), int(minor))
+        total_bytes, other_bytes = int(total) * MIB, int(used) * MIB
+        compute_capability = int(major), int(minor)
     except (ValueError, IndexError):
         return None
     near = min(GPUS.values(), key=lambda gpu: abs(gpu.total_bytes - total_bytes))
-    known = abs(near.total_bytes - total_bytes) < total_bytes // 50 and near.compute_capability == compute_capability
-    multiprocessors = near.multiprocessors if known else MULTIPROCESSORS
-    driver_bytes = near.driver_bytes if known else DRIVER_BYTES
-    return Gpu(name.strip(), total_bytes, compute_capability, multiprocessors, driver_bytes, other_bytes)
+    known = abs(near.total_bytes - total_bytes) < total_bytes // 40 and near.compute_capability == compute_capability
+    if reserved.strip().isdecimal():
+        total_bytes -= int(reserved) * MIB
+    elif known:
+        total_bytes = near.total_bytes
+    return Gpu(
+        name.strip(),
+        total_bytes,
+        compute_capability,
+        near.multiprocessors if known else MULTIPROCESSORS,
+        near.driver_bytes if known else DRIVER_BYTES,
+        other_bytes,
+    )

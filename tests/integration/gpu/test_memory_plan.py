@@ -77,11 +77,15 @@ def measured(settings: dict[str, Any]) -> dict[str, Any]:
     return json.loads(ledgers[0])
 
 
-def output_of(*words: str) -> str:
-    environment = os.environ | {"TRITON_INTERPRET": "0"}
-    done = subprocess.run(
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.run(
         [sys.executable, *words], capture_output=True, text=True, env=environment, timeout=280, check=False
     )
+
+
+def output_of(*words: str) -> str:
+    done = run(*words)
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout
 
@@ -114,7 +118,8 @@ def test_the_plan_is_what_the_engine_measures(shape: dict[str, Any], settings: d
 def test_a_model_that_cannot_fit_is_refused_before_its_weights_are_read(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(LIKE_8B | {"num_hidden_layers": 3200}))
     settings = {"model": str(tmp_path), "load_format": "dummy"}
-    words = ("-c", START_AN_ENGINE, json.dumps(settings))
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode != 0
-    assert "The model does not fit" in done.stderr
+    plan = run("-m", "appliance.cli.main", "plan", str(tmp_path))
+    engine = run("-c", START_AN_ENGINE, json.dumps(settings))
+    assert (plan.returncode, engine.returncode) == (1, 1)
+    assert "The model does not fit" in plan.stderr
+    assert "The model does not fit" in engine.stderr

@@ -167,6 +167,20 @@ def test_what_was_measured_replaces_the_estimate_but_for_graphs() -> None:
     assert recorded.kv_cache == found.kv_cache
 
 
+@pytest.mark.parametrize("values", [{}, {"max_model_len": "auto", "gpu_memory_utilization": 0.4}])
+def test_an_estimate_that_is_measured_to_be_right_stays_as_it_is(values: dict[str, Any]) -> None:
+    estimated = plan(**values)
+    footprint = estimated.footprint
+    as_estimated = {
+        "free": H100.total_bytes - footprint.other - footprint.weights - footprint.state,
+        "reserved": footprint.weights + footprint.state,
+        "weights": footprint.weights,
+        "state": footprint.state,
+        "activations": footprint.activations,
+    }
+    assert measured(estimated, changes=as_estimated, **values) == estimated
+
+
 def test_auto_gives_way_to_what_was_measured() -> None:
     estimated = plan(gpu=L4, max_model_len="auto")
     free = {"total": L4.total_bytes, "free": 6 * GIB, "reserved": L4.total_bytes - 7 * GIB}

@@ -33,6 +33,12 @@ def test_an_unknown_gpu_is_taken_as_it_says_with_the_largest_driver() -> None:
     assert found == Gpu("NVIDIA Something", 49_500 * MIB, (12, 0), 132, DRIVER_BYTES, 0)
 
 
+def test_a_driver_that_hides_what_it_reserves_is_taken_to_reserve_the_usual() -> None:
+    found = gpu_from_query("NVIDIA L40S, 46068, [N/A], 0, 8.9")
+    assert found is not None
+    assert (found.total_bytes, found.multiprocessors) == (GPUS["l40s"].total_bytes, 142)
+
+
 @pytest.mark.parametrize("answer", ["", "No devices were found", "NVIDIA A, [N/A], 1, 1, 9.0", "a, 1, 1"])
 def test_an_answer_without_a_gpu_is_none(answer: str) -> None:
     assert gpu_from_query(answer) is None
