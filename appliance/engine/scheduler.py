@@ -235,7 +235,12 @@ class Scheduler:
         return budget if num_kept == len(order) else 0
 
     def _admit_waiting(self, step: _Step, budget: int) -> None:
-        """Admit waiting requests, strictly in the policy's order, until tokens, rows, or blocks are used up."""
+        """Admit waiting requests, strictly in the policy's order, until tokens, rows, or blocks are used up.
+
+        What comes back from the host delays everybody's next token as well. So a step loads no more tokens than it could
+        compute, unless they are one request's.
+        """
+        num_loaded = 0  # tokens
         free_unreserved: int | None = None  # blocks; counted when first needed
         while budget and self._free_rows and (request := self._waiting.peek()) is not None:
             if request.num_ahead:
@@ -254,6 +259,10 @@ class Scheduler:
                 num_taken += prefix.num_free - len(prefix.block_ids)
             if num_taken > free_unreserved:
                 break
+            to_load = 0 if prefix is None else prefix.num_on_host * self.kv_cache.block_size
+            if to_load and num_loaded and num_loaded + to_load > self.config.max_num_batched_tokens:
+                break
+            num_loaded += to_load
             free_unreserved -= num_taken
             num_tokens = min(num_tokens, self._most_tokens_per_chunk, budget)
             budget -= num_tokens

@@ -67,6 +67,20 @@ def test_requests_of_one_step_share_what_it_copies_back() -> None:
     assert [engine.last[name].num_cached_tokens for name in names] == [16, 16]
 
 
+def test_a_step_loads_no_more_than_it_could_compute_but_always_one_request() -> None:
+    engine = Harness(num_blocks=64, num_host_blocks=64, max_num_batched_tokens=16)
+    prompts = [[100 * i + token for token in range(24)] for i in range(3)]
+    for prompt in [*prompts, *([1000 + 100 * i + token for token in range(100)] for i in range(3))]:
+        finished(engine, prompt)
+    names = [engine.add([*prompt, 5, 6]) for prompt in prompts]
+    for _ in names:
+        output = engine.step()
+        assert output is not None
+        assert len(output.copies_in) == 6
+    engine.run()
+    assert all(engine.last[name].num_cached_tokens == 24 for name in names)
+
+
 def test_content_that_came_back_is_not_copied_out_a_second_time() -> None:
     engine = engine_with(num_blocks=8, num_host_blocks=32)
     finished(engine, [*SHARED, 1, 2])
