@@ -237,8 +237,8 @@ class Scheduler:
     def _admit_waiting(self, step: _Step, budget: int) -> None:
         """Admit waiting requests, strictly in the policy's order, until tokens, rows, or blocks are used up.
 
-        What comes back from the host delays everybody's next token as well. So a step loads no more tokens than it could
-        compute, unless they are one request's.
+        What comes back from the host delays everybody's next token as well. So a step loads no more tokens than it
+        could compute, unless they are one request's.
         """
         num_loaded = 0  # tokens
         free_unreserved: int | None = None  # blocks; counted when first needed
