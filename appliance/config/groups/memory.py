@@ -58,7 +58,8 @@ class MemorySettings:
         purpose="Number format of the KV cache; auto is the model's dtype, fp8 is E4M3 (3 bits of mantissa, up to ±448) "
         "without scales.",
         memory="fp8 halves the cache of a 16-bit model, so twice as many tokens fit.",
-        throughput="fp8 helps long contexts, where reading the cache is the limit; costs some accuracy.",
+        throughput="On a GPU fp8 helps long contexts, where reading the cache is the limit; on the CPU it saves memory "
+        "only, and attention takes longer. Costs some accuracy.",
         typical="auto.",
     )
     swap_space: float = setting(
