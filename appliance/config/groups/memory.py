@@ -55,8 +55,8 @@ class MemorySettings:
     )
     kv_cache_dtype: Literal["auto", "fp8"] = setting(
         "auto",
-        purpose="Number format of the KV cache; auto is the model's dtype, fp8 is E4M3 (3 bits of mantissa, up to ±448) "
-        "without scales.",
+        purpose="Number format of the KV cache; auto is the model's dtype, fp8 is E4M3 (3 bits of mantissa, up to "
+        "±448) without scales.",
         memory="fp8 halves the cache of a 16-bit model, so twice as many tokens fit.",
         throughput="On a GPU fp8 helps long contexts, where reading the cache is the limit; on the CPU it saves memory "
         "only, and attention takes longer. Costs some accuracy.",
