@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
+from appliance.engine.memory.footprint import swap_buffer_bytes
 from appliance.runner.host_tier import CudaHostTier, HostTier, device_bytes, make_host_tier
 
 LAYERS, RATIO, BLOCKS, SLOTS = 3, 2, 24, 40
@@ -131,3 +132,8 @@ def test_copies_are_ordered_against_the_steps_around_them_without_the_host() -> 
     for block, number in enumerate(on_device):
         if number >= 0:
             assert all((layer[block] == number).all() for layer in blocks)
+
+
+@pytest.mark.parametrize("bytes_per_block", [4096, 3 * MIB, 100 * MIB])
+def test_the_memory_plan_knows_what_the_tier_takes(bytes_per_block: int) -> None:
+    assert device_bytes(bytes_per_block) == swap_buffer_bytes(bytes_per_block)
