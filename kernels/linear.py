@@ -18,6 +18,20 @@ class PackedLinearWeight:
         self.data = torch.ops.mkldnn._reorder_linear_weight(weight)
 
 
+class InvariantWeight:
+    """A weight [N, K] on a GPU whose products give a row the same bits whatever the other rows are."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        """Compiles the kernels; `bias` is that of the products to come."""
+        # imports Triton, which a machine without a GPU need not have
+        from appliance_kernels.triton_kernels.matmul_invariant import compile_tiles, invariant_linear
+
+        compile_tiles(weight, bias)
+        self.shape = weight.shape
+        self.data = weight
+        self.product = invariant_linear
+
+
 def pack_linear_weight(weight: torch.Tensor) -> torch.Tensor | PackedLinearWeight:
     """`weight` [N, K] in the fastest form that `linear` takes on its device: packed, or as it is."""
     packable = (
@@ -28,12 +42,14 @@ def pack_linear_weight(weight: torch.Tensor) -> torch.Tensor | PackedLinearWeigh
 
 def linear(
     x: torch.Tensor,
-    weight: torch.Tensor | PackedLinearWeight,
+    weight: torch.Tensor | PackedLinearWeight | InvariantWeight,
     bias: torch.Tensor | None = None,
     *,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """x [T, K] times weight [N, K] transposed, plus bias [N]; returns [T, N] in x's dtype, in `out` if it is given."""
+    if isinstance(weight, InvariantWeight):
+        return weight.product(x, weight.data, bias, out=out)
     if isinstance(weight, PackedLinearWeight):
         result = torch.ops.mkldnn._linear_pointwise(x, weight.data, bias, "none", [], "")
     elif out is not None and bias is None:

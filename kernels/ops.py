@@ -14,12 +14,13 @@ import torch
 from appliance_kernels import cpu_attention, cpu_norm, reference
 from appliance_kernels.cpu_norm import PackedNormWeight
 from appliance_kernels.device_metadata import DeviceMetadata
-from appliance_kernels.linear import PackedLinearWeight, linear, pack_linear_weight
+from appliance_kernels.linear import InvariantWeight, PackedLinearWeight, linear, pack_linear_weight
 from appliance_kernels.metadata import AttentionMetadata
 
 __all__ = [
     "AttentionMetadata",
     "DeviceMetadata",
+    "InvariantWeight",
     "PackedLinearWeight",
     "PackedNormWeight",
     "add_rms_norm",

@@ -72,6 +72,16 @@ def _split_prompts(settings: Settings, provenance: Provenance) -> str:
     )
 
 
+def _eager_or_graphs(settings: Settings, provenance: Provenance) -> str:
+    performance = settings.performance
+    if not (performance.enforce_eager and performance.enable_cuda_graph and _is_given(provenance, "enable_cuda_graph")):
+        return ""
+    return (
+        f"enable-cuda-graph ({provenance['enable_cuda_graph']}) asks for CUDA graphs, and enforce-eager "
+        f"({provenance['enforce_eager']}) for none; leave one out."
+    )
+
+
 def _listening(settings: Settings, provenance: Provenance) -> str:
     if settings.server.uds is None:
         return ""
@@ -135,6 +145,7 @@ _RULES: tuple[Callable[[Settings, Provenance], str], ...] = (
     _step_budget,
     _whole_prompts,
     _split_prompts,
+    _eager_or_graphs,
     _listening,
     _tls,
     _root_path,

@@ -41,6 +41,7 @@ def build_cuda_backend(settings: Settings, source: ModelSource, report: ReportPh
 
     from appliance.loading.dtype import choose_dtype, kv_cache_dtype
     from appliance.loading.loader import load_model
+    from appliance.models.layers.linear import make_batch_invariant
     from appliance.runner.cuda.warm_up import run_every_kind_of_step, run_largest_step
     from appliance.runner.host_tier import device_bytes, make_host_tier
 
@@ -63,6 +64,8 @@ def build_cuda_backend(settings: Settings, source: ModelSource, report: ReportPh
         seed=settings.model.seed or 0,
         progress=reading(source, report),
     )
+    if settings.performance.batch_invariant:
+        make_batch_invariant(model)
     weights = torch.cuda.memory_allocated(device)
 
     report("warming_up", "Running the largest step")

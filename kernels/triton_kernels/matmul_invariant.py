@@ -137,6 +137,12 @@ def invariant_linear(
     return out
 
 
+def compile_tiles(weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+    """Compile what `invariant_linear` may need for this weight, so that no request waits for it later."""
+    for _, tile in matmul_tiles(weight.shape[0], weight.dtype, card(weight.device)):
+        invariant_linear(weight.new_zeros(1, weight.shape[1]), weight, bias, tile=tile)
+
+
 def matmul_tile(num_rows: int, num_columns: int, dtype: torch.dtype, facts: Card) -> MatmulTile:
     """The tile for a product with `num_rows` rows: a choice of speed only, all of a card's tiles give the same bits."""
     *smaller, largest = matmul_tiles(num_columns, dtype, facts)

@@ -55,7 +55,7 @@ def decode_graph_sizes(performance: PerformanceSettings, max_num_seqs: int) -> t
     By default 1, 2, 4, 8, then in steps that grow with the size, and `max_num_seqs` itself: each costs some tens of
     milliseconds of the start, and a batch that is a little smaller than its graph costs next to nothing.
     """
-    if performance.enforce_eager:
+    if performance.enforce_eager or not performance.enable_cuda_graph:
         return ()
     sizes = performance.cuda_graph_sizes or _default_sizes(max_num_seqs)
     return tuple(sorted({size for size in sizes if size <= max_num_seqs}))

@@ -8,7 +8,7 @@ import torch
 
 from appliance.models.layers.base import Layer, WeightSlot, new_weight
 from appliance.models.layers.embedding import Embedding
-from appliance_kernels.ops import linear, pack_linear_weight
+from appliance_kernels.ops import InvariantWeight, linear, pack_linear_weight
 
 
 class Linear(Layer):
@@ -65,3 +65,12 @@ class TiedHead(Layer):
 
     def finalize_weights(self) -> None:
         self.weight = pack_linear_weight(self.tied[0].weight.data)
+
+
+def make_batch_invariant(model: Layer) -> None:
+    """Give every matrix product of a loaded model, on a GPU, rows whose bits don't depend on the other rows."""
+    for layer in model.all_layers():
+        if isinstance(layer, Linear):
+            layer.weight = InvariantWeight(layer.weight, layer.bias)
+        elif isinstance(layer, TiedHead):
+            layer.weight = InvariantWeight(layer.weight, None)

@@ -19,6 +19,8 @@ KINDS = (
     SamplingParams(temperature=1.0, top_k=20, top_p=0.9, seed=0),
     SamplingParams(temperature=0.0, logprobs=2, seed=0),
     SamplingParams(temperature=0.0, prompt_logprobs=2, seed=0),
+    SamplingParams(temperature=0.0, logit_bias={0: 1.0}, seed=0),
+    SamplingParams(temperature=1.0, top_k=20, top_p=0.9, logit_bias={0: 1.0}, seed=0),
     SamplingParams(
         temperature=1.0,
         logit_bias={0: 1.0},
