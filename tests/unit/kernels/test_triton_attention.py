@@ -170,14 +170,19 @@ def configs(head_dim: int, dtype: torch.dtype, cache_dtype: torch.dtype) -> tupl
     return decode_config(DEVICE, head_dim, cache_dtype), mixed_config(DEVICE, head_dim, dtype)
 
 
+# of the queries and the cache
+COMPILED_DTYPES = [
+    *(pytest.param(dtype, dtype, id=str(dtype)) for dtype in ALL_DTYPES),
+    pytest.param(torch.bfloat16, FP8, id="fp8"),
+]
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("fp8", [False, True])
-@pytest.mark.parametrize("dtype", ALL_DTYPES)
+@pytest.mark.parametrize(("dtype", "cache_dtype"), COMPILED_DTYPES)
 @pytest.mark.parametrize("head_dim", [64, 80, 96, 128, 256])
 @pytest.mark.parametrize("block_size", [16, 32])
 @pytest.mark.parametrize("window", [None, 300])
-def test_compiled_kernels_with_the_cards_own_tiles(dtype, head_dim, block_size, window, fp8):
-    cache_dtype = FP8 if fp8 else dtype
+def test_compiled_kernels_with_the_cards_own_tiles(dtype, head_dim, block_size, window, cache_dtype):
     decode, tiles = configs(head_dim, dtype, cache_dtype)
     shape = {"dtype": dtype, "cache_dtype": cache_dtype, "head_dim": head_dim}
     shape |= {"block_size": block_size, "window": window}
@@ -190,11 +195,9 @@ def test_compiled_kernels_with_the_cards_own_tiles(dtype, head_dim, block_size, 
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("fp8", [False, True])
-@pytest.mark.parametrize("dtype", ALL_DTYPES)
+@pytest.mark.parametrize(("dtype", "cache_dtype"), COMPILED_DTYPES)
 @pytest.mark.parametrize("per_kv", [1, 3, 8, 16])
-def test_compiled_kernels_with_softcap_and_other_head_ratios(dtype, per_kv, fp8):
-    cache_dtype = FP8 if fp8 else dtype
+def test_compiled_kernels_with_softcap_and_other_head_ratios(dtype, per_kv, cache_dtype):
     decode, tiles = configs(128, dtype, cache_dtype)
     shape = {"dtype": dtype, "cache_dtype": cache_dtype, "head_dim": 128, "heads": (2, per_kv), "softcap": 20.0}
     check_decode([3001, 5, 700], config=decode, **shape)
