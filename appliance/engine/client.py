@@ -198,7 +198,9 @@ class EngineClient:
                 connection.send(Ping())
                 self._watchdog.pinged()
                 try:
-                    await asyncio.wait_for(connection.lost.wait(), self._heartbeat_interval)
+                    # not wait_for: in Python 3.11 it forgets that it was cancelled when the wait ends just then
+                    async with asyncio.timeout(self._heartbeat_interval):
+                        await connection.lost.wait()
                 except TimeoutError:
                     continue
             await asyncio.sleep(wait)

@@ -16,6 +16,7 @@ from appliance.protocol.wire import (
     PhaseChange,
     Ping,
     ResetPrefixCache,
+    SchedulerStats,
     StepOutputs,
     TokenDelta,
     TraceEvent,
@@ -40,6 +41,7 @@ class EngineLoop:
         self._stopping = False
         self._owners: dict[str, tuple[Connection, str]] = {}  # id in the core -> connection and its own id
         self._names: dict[Connection, dict[str, str]] = {}  # the other way round
+        self._told_step = -1  # its `iteration_tokens` were sent
 
     def stop(self) -> None:
         """Make `run` return soon. Safe in a signal handler."""
@@ -69,7 +71,7 @@ class EngineLoop:
             case AbortRequests(request_ids):
                 self._abort(connection, request_ids)
             case Ping():
-                self._hub.send(connection, Heartbeat(self._core.stats(), self._core.has_work()))
+                self._hub.send(connection, Heartbeat(self._stats(), self._core.has_work()))
             case ResetPrefixCache():
                 self._core.reset_prefix_cache()
             case Change.OPENED:
@@ -124,9 +126,16 @@ class EngineLoop:
                 delta = msgspec.structs.replace(delta, request_id=name)
             batches.setdefault(connection, []).append(delta)
         if batches:
-            stats = self._core.stats()
             for connection, batch in batches.items():
-                self._hub.send(connection, StepOutputs(batch, stats))
+                self._hub.send(connection, StepOutputs(batch, self._stats()))
+
+    def _stats(self) -> SchedulerStats:
+        """The tokens of a step are told once, to one connection: servers that count them add up to the whole."""
+        stats = self._core.stats()
+        if stats.steps == self._told_step:
+            return msgspec.structs.replace(stats, iteration_tokens=0)
+        self._told_step = stats.steps
+        return stats
 
     def _deliver_traces(self) -> None:
         for event in self._traces:

@@ -92,7 +92,7 @@ class SchedulerStats(msgspec.Struct, frozen=True, omit_defaults=True, array_like
     num_preemptions: int = 0
     prompt_tokens: int = 0  # prompt tokens computed or found
     generation_tokens: int = 0
-    iteration_tokens: int = 0  # tokens of the newest step
+    iteration_tokens: int = 0  # tokens of the newest step; 0 where they were told before, to whichever server
     host_cache_usage: float = 0.0  # 0..1, slots of the host tier with content over all slots
     host_cache_hits: int = 0  # tokens whose keys and values were copied back from the host
     num_swapped: int = 0  # preempted sequences that the host tier keeps blocks for

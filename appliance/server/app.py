@@ -10,7 +10,7 @@ from aiohttp import web
 from appliance.config import Settings
 from appliance.engine.client import EngineClient
 from appliance.protocol.seeds import seed_source
-from appliance.server.admission import AdmissionQueue
+from appliance.server.admission import AdmissionQueue, WaitingCounts
 from appliance.server.auth import ApiKeys
 from appliance.server.context import CONTEXT, ServerContext
 from appliance.server.cors import allowed_origin, cors_middleware
@@ -24,24 +24,34 @@ from appliance.server.tokenizer_holder import TokenizerHolder
 from appliance.text.tokenizer import Tokenizer
 
 
-def create_app(settings: Settings, engine: EngineClient, load_tokenizer: Callable[[], Tokenizer]) -> web.Application:
+def create_app(
+    settings: Settings,
+    engine: EngineClient,
+    load_tokenizer: Callable[[], Tokenizer],
+    waiting: WaitingCounts | None = None,
+) -> web.Application:
     """The application in front of `engine`, which whoever calls this starts and closes.
 
     `load_tokenizer` runs in a thread once the application starts; until it returns, the server is up but not ready.
-    Takes over `engine.on_stats`.
+    `waiting` is shared with other processes under the same limits. Takes over `engine.on_stats`.
     """
     names = settings.model.served_model_name or (settings.model.model,)
     limits = TimeLimits(settings.server.request_timeout)
     metrics = Metrics(names[0], engine, limits)
     engine.on_stats = metrics.engine_stats
+
+    async def exposition() -> bytes:
+        return metrics.exposition()
+
     scheduling = settings.scheduling
     context = ServerContext(
         settings=settings,
         engine=engine,
         tokenizers=TokenizerHolder(None if settings.model.skip_tokenizer_init else load_tokenizer),
         metrics=metrics,
+        exposition=exposition,
         admission=AdmissionQueue(
-            scheduling.max_num_queued_reqs, scheduling.max_num_queued_tokens, on_rejection=metrics.rejected
+            scheduling.max_num_queued_reqs, scheduling.max_num_queued_tokens, metrics.rejected, waiting
         ),
         limits=limits,
         keys=ApiKeys(settings.server.api_key),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from aiohttp import web
@@ -28,6 +28,7 @@ class ServerContext:
     engine: EngineClient
     tokenizers: TokenizerHolder
     metrics: Metrics
+    exposition: Callable[[], Awaitable[bytes]]  # what /metrics answers
     admission: AdmissionQueue
     limits: TimeLimits
     keys: ApiKeys

@@ -1,14 +1,17 @@
-"""Listens where the settings say, and drains before it closes."""
+"""Serves one application over HTTP, and drains before it closes."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import socket
 import ssl
 import time
 
 from aiohttp import web
 
 from appliance.server.context import CONTEXT
+from appliance.server.listening import Listening, tls_context
 from appliance.server.malformed_http import ApiRunner
 
 log = logging.getLogger(__name__)
@@ -25,19 +28,21 @@ class HttpServer:
         self._runner = ApiRunner(
             app, handler_cancellation=True, shutdown_timeout=SHUTDOWN_SECONDS, handle_signals=False
         )
+        self._tls: ssl.SSLContext | None = None
+        self._handshakes: set[asyncio.Task[None]] = set()
 
-    async def start(self) -> str:
-        """Listen; returns the URL, with the port that was taken for port 0. Raises OSError or ssl.SSLError."""
-        settings = self._context.settings.server
+    async def start(self, listening: Listening | None = None) -> None:
+        """Serve the connections that come in at `listening`, if given, and those of `adopt`. Raises ssl.SSLError."""
+        self._tls = tls_context(self._context.settings.server)
         await self._runner.setup()
-        if settings.uds is not None:
-            await web.UnixSite(self._runner, settings.uds).start()
-            return f"unix:{settings.uds}"
-        tls = _tls_context(settings.ssl_certfile, settings.ssl_keyfile)
-        await web.TCPSite(self._runner, settings.host, settings.port, ssl_context=tls).start()
-        port = self._runner.addresses[0][1]
-        host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        return f"{'http' if tls is None else 'https'}://{host}:{port}{settings.root_path}"
+        for listener in listening.sockets if listening is not None else ():
+            await web.SockSite(self._runner, listener, ssl_context=self._tls).start()
+
+    def adopt(self, connection: socket.socket) -> None:
+        """Serve a connection that somebody else accepted."""
+        task = asyncio.create_task(self._begin(connection))
+        self._handshakes.add(task)
+        task.add_done_callback(self._handshakes.discard)
 
     async def drain(self) -> None:
         """Refuse new requests, and return when those that run have ended, at the latest after drain-timeout."""
@@ -49,10 +54,11 @@ class HttpServer:
         """Close every connection and what the application started."""
         await self._runner.cleanup()
 
-
-def _tls_context(certificate: str | None, key: str | None) -> ssl.SSLContext | None:
-    if certificate is None:
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(certificate, key)
-    return context
+    async def _begin(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        assert self._runner.server is not None
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(self._runner.server, connection, ssl=self._tls)
+        except OSError as error:  # the client is gone, or does not speak TLS
+            log.debug("A connection could not be served: %s", error)
+            connection.close()

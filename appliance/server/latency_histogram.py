@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 
 from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
 
 class LatencyHistogram(Collector):
@@ -29,9 +28,9 @@ class LatencyHistogram(Collector):
 
     def collect(self) -> Iterator[Metric]:
         buckets, total = [], 0
-        for bound, count in zip((*self._bounds, float("inf")), self._counts, strict=True):
+        for bound, count in zip((*(str(float(bound)) for bound in self._bounds), "+Inf"), self._counts, strict=True):
             total += count
-            buckets.append((floatToGoString(bound), total))
+            buckets.append((bound, total))
         family = HistogramMetricFamily(self._name, self._text, labels=tuple(self._labels))
         family.add_metric(tuple(self._labels.values()), buckets, self._sum)
         yield family

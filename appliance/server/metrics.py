@@ -64,10 +64,14 @@ class SequenceTimings:
 
 
 class Metrics:
-    """All metrics of one server, in a registry of their own. Those of the drain are read from `limits`."""
+    """All metrics of one server process, those of the drain read from `limits`.
+
+    `observed` is what this process counted: several add up. `state` is how things are, in every process alike.
+    """
 
     def __init__(self, model_name: str, engine: EngineClient, limits: TimeLimits) -> None:
-        self.registry = CollectorRegistry()
+        self.observed = CollectorRegistry()
+        self.state = CollectorRegistry()
         self._labels = (model_name, "0")
         self._steps_seen = 0
         self._rejections = self._counter(
@@ -86,7 +90,7 @@ class Metrics:
             _TOKEN_TIME,
             {"model_name": model_name, "engine": "0"},
         )
-        self.registry.register(self._itl)
+        self.observed.register(self._itl)
         self._tpot = self._histogram(
             "vllm:time_per_output_token_seconds", "Mean time per token after the first, by sequence", _TOKEN_TIME
         )
@@ -105,25 +109,29 @@ class Metrics:
         self._max_tokens = self._histogram("vllm:request_params_max_tokens", "The parameter max_tokens", _TOKENS)
         self._iteration = self._histogram("vllm:iteration_tokens_total", "Tokens of an engine step", _ITERATION)
         self._requests = Counter(
-            "pagebox:requests", "HTTP requests by outcome and API key", ("outcome", "key"), registry=self.registry
+            "pagebox:requests", "HTTP requests by outcome and API key", ("outcome", "key"), registry=self.observed
         )
-        draining = Gauge("pagebox:drain_state", "0: serving; 1: draining, no new requests", registry=self.registry)
+        draining = Gauge("pagebox:drain_state", "0: serving; 1: draining, no new requests", registry=self.state)
         draining.set_function(lambda: limits.drain_seconds_left is not None)
         deadline = Gauge(
             "pagebox:drain_deadline_seconds",
             "Until a drain ends what still runs; 0 while serving",
-            registry=self.registry,
+            registry=self.state,
         )
         deadline.set_function(lambda: limits.drain_seconds_left or 0.0)
-        build = Gauge("pagebox:build_info", "The running version", ("version",), registry=self.registry)
+        build = Gauge("pagebox:build_info", "The running version", ("version",), registry=self.state)
         build.labels(__version__).set(1)
         self.collector = EngineCollector(engine, model_name)
-        self.registry.register(self.collector)
-        ProcessCollector(registry=self.registry)  # memory, processor time and open files of the server process
+        self.state.register(self.collector)
+        ProcessCollector(registry=self.observed)  # memory, processor time and open files of the server process
 
     def exposition(self) -> bytes:
         """The text format of Prometheus."""
-        return generate_latest(self.registry)
+        return generate_latest(self.observed) + self.state_exposition()
+
+    def state_exposition(self) -> bytes:
+        """The part of it that is how things are."""
+        return generate_latest(self.state)
 
     def rejected(self, reason: Reason) -> None:
         self._rejections.labels(*self._labels, reason).inc()
@@ -139,8 +147,8 @@ class Metrics:
         self._itl.observe(seconds_since_last)
 
     def engine_stats(self, stats: SchedulerStats) -> None:
-        """Called with each snapshot; only a new step is a new observation."""
-        if stats.steps != self._steps_seen:
+        """Called with each snapshot; only a new step, whose tokens no other server was told, is an observation."""
+        if stats.steps != self._steps_seen and stats.iteration_tokens:
             self._steps_seen = stats.steps
             self._iteration.observe(stats.iteration_tokens)
 
@@ -164,11 +172,11 @@ class Metrics:
 
     def _counter(self, name: str, text: str, label: str, values: tuple[str, ...]) -> Counter:
         """Every series is there from the start, at 0: `rate()` misses the first count of one that appears with it."""
-        counter = Counter(name, text, ("model_name", "engine", label), registry=self.registry)
+        counter = Counter(name, text, ("model_name", "engine", label), registry=self.observed)
         for value in values:
             counter.labels(*self._labels, value)
         return counter
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-        histogram = Histogram(name, text, ("model_name", "engine"), buckets=buckets, registry=self.registry)
+        histogram = Histogram(name, text, ("model_name", "engine"), buckets=buckets, registry=self.observed)
         return histogram.labels(*self._labels)

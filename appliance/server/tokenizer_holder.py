@@ -37,6 +37,12 @@ class TokenizerHolder:
         if self._load is not None:
             self._task = asyncio.create_task(self._load_in_thread(self._load), name="load-tokenizer")
 
+    async def loaded(self) -> bool:
+        """Waits until loading is over. Whether there is what there should be."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
+        return self.ready
+
     async def close(self) -> None:
         if self._task is not None:
             self._task.cancel()

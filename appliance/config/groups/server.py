@@ -34,6 +34,19 @@ class ServerSettings:
         typical="/run/pagebox/server.sock behind NGINX.",
         when_unset="TCP, at host and port.",
     )
+    api_server_count: int | Literal["auto"] = setting(
+        "auto",
+        purpose="Processes that speak HTTP, tokenize and detokenize in front of the one engine. More than one are "
+        "started by a parent that accepts the connections and hands them out in turn, and starts a process again that "
+        "ends. /metrics answers for all of them, and the limits of the queue hold for all of them together. auto is 1 "
+        "without an NVIDIA GPU; with one it is a quarter of the processor's cores, 4 at most.",
+        memory="About 200 MB of host memory each.",
+        throughput="One process streams some 50,000 tokens a second at best. Several matter for small models on fast "
+        "GPUs with hundreds of streams, and for long prompts in great number, which they tokenize side by side.",
+        typical="auto.",
+        minimum=1,
+        maximum=64,
+    )
     api_key: tuple[str, ...] = setting(
         (),
         purpose="Keys that clients may present as `Authorization: Bearer KEY`. Everything but the health probes needs "

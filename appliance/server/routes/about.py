@@ -21,7 +21,7 @@ async def version(request: web.Request) -> web.StreamResponse:
 
 
 async def metrics(request: web.Request) -> web.StreamResponse:
-    body = request.app[CONTEXT].metrics.exposition()
+    body = await request.app[CONTEXT].exposition()
     return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 

@@ -102,7 +102,8 @@ def eventually(condition: Callable[[], bool], seconds: float = 60.0) -> None:
 
 def start(model: Path, *flags: str) -> Served:
     command = [sys.executable, "-m", "appliance.cli.main", "serve", str(model), "--port", "0", "--load-format", "dummy"]
-    command += ["--kv-cache-memory", "16MiB", "--served-model-name", "tiny", "--api-key", KEY, *flags]
+    command += ["--kv-cache-memory", "16MiB", "--served-model-name", "tiny", "--api-key", KEY]
+    command += ["--api-server-count", "1", *flags]  # also where a GPU would make it more
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     served = Served(process, [])
     assert process.stderr is not None

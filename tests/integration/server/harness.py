@@ -19,6 +19,7 @@ from appliance.engine.client import EngineClient
 from appliance.server.app import create_app
 from appliance.server.context import CONTEXT, ServerContext
 from appliance.server.http_server import HttpServer
+from appliance.server.listening import listen
 from appliance.text.tokenizer import Tokenizer
 from tests.integration.server.null_engine import NullEngine
 
@@ -77,7 +78,9 @@ async def running_server(
     app = create_app(settings_with(**options), client, load_tokenizer or (lambda: tokenizer))
     await client.start()
     http_server = HttpServer(app)
-    url = (await http_server.start()).removesuffix(options.get("root_path", ""))
+    listening = listen(app[CONTEXT].settings.server)
+    await http_server.start(listening)
+    url = listening.url.removesuffix(options.get("root_path", ""))
     async with (
         aiohttp.ClientSession(headers={"Authorization": f"Bearer {KEY}"}) as http,
         openai.AsyncOpenAI(base_url=url + "/v1", api_key=KEY, max_retries=0) as openai_client,

@@ -16,6 +16,7 @@ from cryptography.x509.oid import NameOID
 from appliance.engine.client import EngineClient
 from appliance.server.app import create_app
 from appliance.server.http_server import HttpServer
+from appliance.server.listening import listen
 from appliance.text.tokenizer import Tokenizer
 from tests.integration.server.harness import settings_with
 
@@ -39,8 +40,11 @@ async def livez(
 ) -> tuple[str, int]:
     """Starts a server without any engine, and asks whether it lives. `PORT` in `host` becomes the port it took."""
     client = EngineClient(folder / "engine.sock")
-    server = HttpServer(create_app(settings_with(**options), client, lambda: tokenizer))
-    url = await server.start()
+    settings = settings_with(**options)
+    server = HttpServer(create_app(settings, client, lambda: tokenizer))
+    listening = listen(settings.server)
+    await server.start(listening)
+    url = listening.url
     asked = host.replace("PORT", url.rsplit(":", 1)[-1]) + "/livez"
     try:
         async with aiohttp.ClientSession(connector=connector) as session, session.get(asked) as response:

@@ -18,6 +18,7 @@ import uvloop
 
 from appliance.server.app import create_app
 from appliance.server.http_server import HttpServer
+from appliance.server.listening import listen
 from appliance.text.tokenizer import Tokenizer
 from tests.integration.engine.conftest import RunningEngine, running_engine
 from tests.integration.server.harness import eventually, settings_with
@@ -40,9 +41,11 @@ class Serving:
 @asynccontextmanager
 async def serving(folder: Path, tokenizer: Tokenizer) -> AsyncIterator[Serving]:
     async with running_engine(folder) as engine:
-        app = create_app(settings_with(model="counting"), engine.client, lambda: tokenizer)
-        server = HttpServer(app)
-        url = await server.start()
+        settings = settings_with(model="counting")
+        server = HttpServer(create_app(settings, engine.client, lambda: tokenizer))
+        listening = listen(settings.server)
+        await server.start(listening)
+        url = listening.url
         async with openai.AsyncOpenAI(base_url=url + "/v1", api_key="x", max_retries=0) as client:
             await eventually(engine.client.is_ready)
             yield Serving(url, engine, client)

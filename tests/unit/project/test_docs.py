@@ -262,7 +262,8 @@ def metrics_in(text: str) -> set[str]:
 
 def served_metrics() -> set[str]:
     served = {"vllm:cache_config_info"}  # known only once there is an engine
-    for family in Metrics("m", EngineClient(Path("nowhere")), TimeLimits(0)).registry.collect():
+    metrics = Metrics("m", EngineClient(Path("nowhere")), TimeLimits(0))
+    for family in (*metrics.observed.collect(), *metrics.state.collect()):
         name = family.name + ("_total" if family.type == "counter" else "")
         if name.startswith(("vllm:", "pagebox:")):
             served.add(name)
