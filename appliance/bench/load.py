@@ -11,6 +11,8 @@ import aiohttp
 from appliance.bench.client import Record, Target, send
 from appliance.bench.workload import Prompt
 
+OnFinished = Callable[[int, bool], None]  # generated tokens, and whether the request failed
+
 
 async def run_load(
     session: aiohttp.ClientSession,
@@ -18,7 +20,7 @@ async def run_load(
     prompts: Sequence[Prompt],
     departures: Sequence[float],
     max_concurrency: int | None = None,
-    on_finished: Callable[[Record], None] = lambda record: None,
+    on_finished: OnFinished = lambda tokens, failed: None,
 ) -> list[Record]:
     """The records, in the order of `prompts`, each of which is sent at its departure (seconds from now) or later, when
     `max_concurrency` requests are under way at that time. `on_finished` hears of each as it ends."""
@@ -31,7 +33,7 @@ async def run_load(
             await asyncio.sleep(began + departure - loop.time())
         async with places:
             record = await send(session, target, prompt)
-        on_finished(record)
+        on_finished(record.output_tokens, record.error is not None)
         return record
 
     async with asyncio.TaskGroup() as group:

@@ -29,7 +29,7 @@ class Progress:
     ) -> None:
         self._bar.close()
 
-    def finished(self, tokens: int, *, failed: bool) -> None:
+    def finished(self, tokens: int, failed: bool) -> None:
         """One more request is over."""
         self._done += 1
         self._failed += failed

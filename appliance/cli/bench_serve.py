@@ -19,7 +19,7 @@ from appliance.cli.bench_options import json_object, non_negative, percentages, 
 if TYPE_CHECKING:
     import aiohttp
 
-    from appliance.bench.client import Endpoint, Record, Target
+    from appliance.bench.client import Endpoint, Target
     from appliance.bench.vocabulary import Vocabulary
     from appliance.bench.workload import Prompt
 
@@ -75,6 +75,13 @@ def _add_load_arguments(parser: argparse.ArgumentParser) -> None:
     shape_arguments(parser, prefix_default=f"0; {_SHARED_PREFIX} for shared-prefix")
     add("--num-prompts", type=positive, metavar="N", help=f"requests (default: {_PROMPTS}, or all of a file)")
     add("--max-concurrency", type=positive, metavar="N", help="requests under way at most (default: no limit)")
+    add(
+        "--client-processes",
+        type=positive,
+        metavar="N",
+        help="share the requests and --max-concurrency among N processes (default: one for each 32 requests under way, "
+        "on half of the cores at most)",
+    )
     add("--request-rate", type=rate, default=math.inf, metavar="R", help="requests a second (default: all at once)")
     add(
         "--burstiness",
@@ -93,6 +100,7 @@ def run(options: argparse.Namespace) -> int:
         return 2
     import uvloop
 
+    from appliance.bench.client_processes import ClientDied
     from appliance.bench.preflight import PreflightError
     from appliance.bench.vocabulary import VocabularyError
     from appliance.bench.workload import WorkloadError
@@ -101,7 +109,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(_measure(options))
-    except (PreflightError, VocabularyError, WorkloadError, TokenizerLoadError) as error:
+    except (ClientDied, PreflightError, VocabularyError, WorkloadError, TokenizerLoadError) as error:
         text = str(error)
         print(f"pagebox bench serve: {text}{'' if text.endswith(('.', '?')) else '.'}", file=sys.stderr)
         return 1
@@ -120,6 +128,7 @@ def _mistake(options: argparse.Namespace) -> str | None:
 async def _measure(options: argparse.Namespace) -> int:
     from appliance.bench import report
     from appliance.bench.client import Target, new_session
+    from appliance.bench.client_processes import client_processes, run_load_in_processes
     from appliance.bench.load import run_load
     from appliance.bench.preflight import PreflightError, find_model
     from appliance.bench.progress import Progress
@@ -141,14 +150,13 @@ async def _measure(options: argparse.Namespace) -> int:
         for record in warmed:
             if record.error is not None:
                 raise PreflightError(f"a warm-up request failed with {record.error}: {record.error_detail}")
+        processes = options.client_processes or client_processes(len(prompts), options.max_concurrency)
         with Progress(len(prompts)) as progress:
-
-            def tell(record: Record) -> None:
-                progress.finished(record.output_tokens, failed=record.error is not None)
-
-            records = await run_load(session, target, prompts, times, options.max_concurrency, tell)
+            load = (target, prompts, times, options.max_concurrency, progress.finished)
+            records = await (run_load(session, *load) if processes == 1 else run_load_in_processes(processes, *load))
     summary = summarize(records)
-    result = {**_setup(options, target, seed, len(prompts)), **report.as_json(summary, options.percentiles)}
+    setup = _setup(options, target, seed, len(prompts), processes)
+    result = {**setup, **report.as_json(summary, options.percentiles)}
     text = json.dumps(result) if options.json else f"Seed {seed}\n{report.as_text(summary, options.percentiles)}"
     print(text)
     if options.save is not None and not _saved(options.save, result):
@@ -191,7 +199,7 @@ def _prompts(
     return random_texts(vocabulary, shape, number, rng, chat=_ENDPOINTS[options.endpoint] == "chat")
 
 
-def _setup(options: argparse.Namespace, target: Target, seed: int, num_prompts: int) -> dict[str, Any]:
+def _setup(options: argparse.Namespace, target: Target, seed: int, num_prompts: int, processes: int) -> dict[str, Any]:
     """What was measured, for whoever reads the result later. A rate without limit is "inf", as JSON has no infinity."""
     return {
         "date": time.strftime("%Y%m%d-%H%M%S"),
@@ -205,6 +213,7 @@ def _setup(options: argparse.Namespace, target: Target, seed: int, num_prompts: 
         "request_rate": "inf" if math.isinf(options.request_rate) else options.request_rate,
         "burstiness": options.burstiness,
         "max_concurrency": options.max_concurrency,
+        "client_processes": processes,
         "ignore_eos": options.ignore_eos,
         "seed": seed,
     }

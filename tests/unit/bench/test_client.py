@@ -121,14 +121,14 @@ async def test_no_more_requests_are_under_way_than_allowed_and_the_order_is_kept
     async with ScriptedServer([text("a"), 0.02, END, DONE]).running() as server:
         target = Target(server.url, "one")
         prompts = [Prompt(str(number), number + 1) for number in range(9)]
-        finished: list[int] = []
+        finished: list[tuple[int, bool]] = []
         async with new_session(target) as session:
             records = await run_load(
-                session, target, prompts, [0.0] * 9, 3, lambda record: finished.append(record.asked_tokens)
+                session, target, prompts, [0.0] * 9, 3, lambda *tokens_and_failed: finished.append(tokens_and_failed)
             )
     assert server.most_under_way == 3
     assert [record.asked_tokens for record in records] == list(range(1, 10))
-    assert sorted(finished) == list(range(1, 10))
+    assert finished == [(1, False)] * 9
 
 
 async def test_requests_leave_at_their_time() -> None:
