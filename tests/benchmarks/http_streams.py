@@ -1,7 +1,8 @@
 """What one streamed token costs server and engine process: `pagebox serve` over an engine that computes nothing.
 
     python tests/benchmarks/http_streams.py [--streams 1,64,256] [--step-ms 0] [--tokens 400] [--api-server-count 1]
-        [--tokenizer DIR] [--endpoint completions|chat] [--client-processes 1] [--profile FILE]
+        [--tokenizer DIR] [--endpoint completions|chat] [--client-processes 1] [--pagebox-bench]
+        [--profile FILE]
 
 Everything is real but the model: the scheduler and its loop, the frames, the HTTP server as `pagebox serve` runs it. A
 step takes `--step-ms` and gives each stream its next token; with 0, as long as the scheduler needs. The client reads
@@ -231,6 +232,7 @@ def main() -> None:
     parser.add_argument("--client-processes", type=int, default=1)
     parser.add_argument("--tokenizer", help="default: none, as with skip-tokenizer-init")
     parser.add_argument("--endpoint", choices=("completions", "chat"), default="completions")
+    parser.add_argument("--pagebox-bench", action="store_true", help="the same load by `pagebox bench serve` as well")
     parser.add_argument("--profile", metavar="FILE")
     run(parser.parse_args())
 
@@ -252,16 +254,39 @@ def run(options: argparse.Namespace) -> None:
         assert process.stdout is not None
         url = process.stdout.readline().strip()
         threading.Thread(target=process.stdout.read, daemon=True).start()
-        server = Server(psutil.Process(process.pid), int(url.rpartition(":")[2]))
-        server.wait_until_ready()
-        print(
-            f"{'streams':>8}{'tokens/s':>12}{'events/s':>12}{'tokens/event':>14}"
-            f"{'engine µs/t':>14}{'server µs/t':>14}{'server µs/event':>16}"
-        )
-        for streams in map(int, options.streams.split(",")):
-            measure(server, pool, options, streams)
-        process.send_signal(signal.SIGTERM)
-        process.wait(30)
+        try:
+            measure_all(Server(psutil.Process(process.pid), int(url.rpartition(":")[2])), pool, options)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(30)
+
+
+def measure_all(server: Server, pool: ProcessPoolExecutor, options: argparse.Namespace) -> None:
+    server.wait_until_ready()
+    print(
+        f"{'streams':>8}{'tokens/s':>12}{'events/s':>12}{'tokens/event':>14}"
+        f"{'engine µs/t':>14}{'server µs/t':>14}{'server µs/event':>16}"
+    )
+    for streams in map(int, options.streams.split(",")):
+        measure(server, pool, options, streams)
+        if options.pagebox_bench:
+            bench_serve(server, options, streams)
+
+
+def bench_serve(server: Server, options: argparse.Namespace, streams: int) -> None:
+    """The same load by `pagebox bench serve`: its number should not be lower."""
+    command = [sys.executable, "-m", "appliance.cli.main", "bench", "serve", "--json", "--ignore-eos"]
+    command += ["--base-url", f"http://127.0.0.1:{server.port}", "--endpoint", options.endpoint]
+    command += ["--num-prompts", str(streams), "--max-concurrency", str(streams), "--input-len", "8"]
+    command += ["--output-len", str(options.tokens), "--client-processes", str(options.client_processes)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
+    result = json.loads(done.stdout)
+    print(
+        f"{'':>8}{result['output_throughput']:>12,.0f}  pagebox bench serve: first token after "
+        f"{result['p50_ttft_ms']:.0f} ms, gaps {result['p50_itl_ms']:.1f} ms (p99 {result['p99_itl_ms']:.1f}), "
+        f"{result['failed']} failed",
+        flush=True,
+    )
 
 
 def server_changes(options: argparse.Namespace) -> dict[str, object]:
