@@ -11,7 +11,7 @@ import time
 from aiohttp import web
 
 from appliance.server.context import CONTEXT
-from appliance.server.listening import Listening, tls_context
+from appliance.server.listening import BACKLOG, Listening, tls_context
 from appliance.server.malformed_http import ApiRunner
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class HttpServer:
         self._tls = tls_context(self._context.settings.server)
         await self._runner.setup()
         for listener in listening.sockets if listening is not None else ():
-            await web.SockSite(self._runner, listener, ssl_context=self._tls).start()
+            await web.SockSite(self._runner, listener, ssl_context=self._tls, backlog=BACKLOG).start()
 
     def adopt(self, connection: socket.socket) -> None:
         """Serve a connection that somebody else accepted."""

@@ -40,7 +40,7 @@ class ServerSettings:
         "started by a parent that accepts the connections and hands them out in turn, and starts a process again that "
         "ends. /metrics answers for all of them, and the limits of the queue hold for all of them together. auto is 1 "
         "without an NVIDIA GPU; with one it is a quarter of the processor's cores, 4 at most.",
-        memory="About 200 MB of host memory each.",
+        memory="About 130 MB of host memory each.",
         throughput="One process streams some 50,000 tokens a second at best. Several matter for small models on fast "
         "GPUs with hundreds of streams, and for long prompts in great number, which they tokenize side by side.",
         typical="auto.",
