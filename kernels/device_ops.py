@@ -8,6 +8,7 @@ from appliance_kernels.device_metadata import DeviceMetadata
 from appliance_kernels.triton_kernels.activation import gelu_tanh_and_mul, silu_and_mul
 from appliance_kernels.triton_kernels.attention_configs import decode_config
 from appliance_kernels.triton_kernels.attention_decode import DecodePlan, decode_attention, plan_decode
+from appliance_kernels.triton_kernels.attention_fresh import fresh_attention, fresh_config, plan_fresh
 from appliance_kernels.triton_kernels.attention_mixed import mixed_attention
 from appliance_kernels.triton_kernels.attention_shared_prefix import shared_prefix_decode_attention
 from appliance_kernels.triton_kernels.norm import add_rms_norm, rms_norm
@@ -25,30 +26,69 @@ __all__ = [
 
 def paged_attention(
     q: torch.Tensor,
+    qkv: torch.Tensor,
     kv_cache: torch.Tensor,
     metadata: DeviceMetadata,
     scale: float,
     sliding_window: int | None,
     softcap: float | None,
 ) -> torch.Tensor:
-    """q [T, Hq, D], heads contiguous; meaning as `reference.paged_attention`. Padding gets zeros or stays unset."""
+    """q [T, Hq, D], heads contiguous; meaning as `reference.paged_attention`. Padding gets zeros or stays unset.
+
+    qkv [T, (Hq + 2·Hk)·D] has this step's keys, rotated, and values: the cache has them too, but here they are
+    contiguous, which makes attention of whole prompts half again as fast.
+    """
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     count = metadata.num_decodes
     if count:
         _decode(q[:count], kv_cache, metadata, scale, sliding_window, softcap, out[:count])
-    if metadata.query_start is not None:
+    if metadata.continued_start is not None:
+        tokens = slice(count, count + metadata.num_continued_tokens)
+        requests = slice(count, count + metadata.num_continued)
         mixed_attention(
-            q[count:],
+            q[tokens],
             kv_cache,
-            metadata.block_tables[count:],
-            metadata.query_start,
-            metadata.seq_lens[count:],
+            metadata.block_tables[requests],
+            metadata.continued_start,
+            metadata.seq_lens[requests],
             scale,
             sliding_window=sliding_window,
             softcap=softcap,
-            out=out[count:],
+            out=out[tokens],
         )
+    if metadata.fresh_start is not None:
+        _fresh(q, qkv, kv_cache.shape[2], metadata, scale, sliding_window, softcap, out)
     return out
+
+
+def _fresh(
+    q: torch.Tensor,
+    qkv: torch.Tensor,
+    num_kv_heads: int,
+    metadata: DeviceMetadata,
+    scale: float,
+    sliding_window: int | None,
+    softcap: float | None,
+    out: torch.Tensor,
+) -> None:
+    assert metadata.fresh_start is not None
+    tokens, num_q_heads, head_dim = q.shape
+    heads = qkv.view(tokens, -1, head_dim)
+    config = fresh_config(q.device, head_dim, q.dtype)
+    if metadata.fresh_plan is None:
+        metadata.fresh_plan = plan_fresh(metadata.fresh_start, tokens, config)
+    fresh_attention(
+        q,
+        heads[:, num_q_heads : num_q_heads + num_kv_heads],
+        heads[:, num_q_heads + num_kv_heads :],
+        metadata.fresh_start,
+        scale,
+        sliding_window=sliding_window,
+        softcap=softcap,
+        out=out,
+        plan=metadata.fresh_plan,
+        config=config,
+    )
 
 
 def _decode(

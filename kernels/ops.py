@@ -106,7 +106,14 @@ def rotary_and_write_kv(
     """Meaning, shapes and dtypes as `reference.rotary_and_write_kv`; `rotary` is what `rotary_rows` returned."""
     if isinstance(metadata, DeviceMetadata):
         queries: torch.Tensor = _device_ops().rotary_and_write_kv(
-            qkv, *rotary, kv_cache, metadata.slot_mapping, num_q_heads, num_kv_heads, qk_norm
+            qkv,
+            *rotary,
+            kv_cache,
+            metadata.slot_mapping,
+            num_q_heads,
+            num_kv_heads,
+            qk_norm,
+            keys_in_place=metadata.fresh_start is not None,
         )
         return queries
     return reference.rotary_and_write_kv(qkv, rotary, kv_cache, metadata, num_q_heads, num_kv_heads, qk_norm)
@@ -114,15 +121,19 @@ def rotary_and_write_kv(
 
 def paged_attention(
     q: torch.Tensor,
+    qkv: torch.Tensor,
     kv_cache: torch.Tensor,
     metadata: AttentionMetadata | DeviceMetadata,
     scale: float,
     sliding_window: int | None = None,
     softcap: float | None = None,
 ) -> torch.Tensor:
-    """Causal attention over paged keys and values; meaning, shapes and dtypes as `reference.paged_attention`."""
+    """Causal attention over paged keys and values; meaning, shapes and dtypes as `reference.paged_attention`.
+
+    q and qkv are what `rotary_and_write_kv` returned and left behind.
+    """
     if isinstance(metadata, DeviceMetadata):
-        out: torch.Tensor = _device_ops().paged_attention(q, kv_cache, metadata, scale, sliding_window, softcap)
+        out: torch.Tensor = _device_ops().paged_attention(q, qkv, kv_cache, metadata, scale, sliding_window, softcap)
         return out
     if softcap is None:
         return cpu_attention.paged_attention(q, kv_cache, metadata, scale, sliding_window)

@@ -170,6 +170,9 @@ def _runner(
         shape=AttentionShape(facts.num_heads, facts.num_kv_heads, facts.head_dim, dtype),
         graph_sizes=plan.shape.graph_sizes,
         sharing_sizes=plan.shape.sharing_sizes,
+        mixed_decodes=plan.shape.mixed_decodes,
+        mixed_tokens=plan.shape.mixed_tokens,
+        mixed_chunks=plan.shape.mixed_chunks,
         max_context_len_to_capture=settings.performance.max_context_len_to_capture,
         batch_invariant=settings.performance.batch_invariant,
     )

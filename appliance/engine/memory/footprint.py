@@ -31,7 +31,7 @@ CUBLAS_WORKSPACE = 8 * MIB + 128 * 1024
 GRAPH_BYTES_PER_LAYER = 64 * 1024
 # What the host tells the device in a step, int32: three numbers a token, some a request, changes of block tables.
 STAGED_PER_TOKEN = 3
-STAGED_PER_REQUEST = 14
+STAGED_PER_REQUEST = 17
 STAGED_BLOCKS = 2 * 65_536
 # Split attention: programs on each multiprocessor and what each may have pending, two parts of a request.
 DECODE_PROGRAMS = 2
@@ -83,9 +83,11 @@ def weight_bytes(facts: ModelFacts, itemsize: int, max_model_len: int) -> int:
 def state_bytes(facts: ModelFacts, shape: StepShape, gpu: Gpu, itemsize: int, max_model_len: int) -> int:
     """Block tables, int32, of all requests and of those in a step; the logits of a decode step; staged inputs."""
     columns = -(-max_model_len // shape.block_size)
-    a_request = 2 * columns * 4 + facts.vocab_size * itemsize
-    staged = STAGED_PER_TOKEN * shape.max_num_batched_tokens + STAGED_PER_REQUEST * shape.max_num_seqs + STAGED_BLOCKS
-    return shape.max_num_seqs * a_request + staged * 4 + _decode_workspace(facts, gpu)
+    a_place = columns * 4 + facts.vocab_size * itemsize  # in a step
+    most_tokens = max(shape.max_num_batched_tokens, shape.largest_recorded)
+    staged = STAGED_PER_TOKEN * most_tokens + STAGED_PER_REQUEST * shape.max_num_seqs + STAGED_BLOCKS
+    places = shape.max_num_seqs + shape.mixed_chunks
+    return places * a_place + shape.max_num_seqs * columns * 4 + staged * 4 + _decode_workspace(facts, gpu)
 
 
 def swap_buffer_bytes(bytes_per_block: int) -> int:
@@ -109,7 +111,7 @@ def graph_bytes(facts: ModelFacts, shape: StepShape, gpu: Gpu, itemsize: int) ->
     stream that it happens on; attention's workspaces for shared prefixes; what the driver keeps of each graph."""
     if not shape.graph_sizes:
         return 0
-    pool = 2 * shape.graph_sizes[-1] * layer_bytes_per_token(facts, itemsize)
+    pool = 2 * shape.largest_recorded * layer_bytes_per_token(facts, itemsize)
     prefixes = sum(_prefix_workspace(facts, gpu, size) for size in shape.sharing_sizes)
     of_driver = shape.num_graphs * facts.num_layers * GRAPH_BYTES_PER_LAYER
     return pool + _cublas_workspace(gpu) + prefixes + of_driver

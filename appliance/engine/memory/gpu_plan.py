@@ -53,7 +53,7 @@ def estimate(facts: ModelFacts, settings: Settings, gpu: Gpu, itemsize: int) -> 
     bytes_per_token = facts.kv_bytes_per_token(cache_itemsize(settings.memory, itemsize))
 
     def division(length: int) -> Division:
-        shape = gpu_step_shape(settings, length)
+        shape = gpu_step_shape(settings, facts, length)
         swap_bytes = swap_buffer_bytes(shape.block_size * bytes_per_token) if settings.memory.swap_space else 0
         footprint = estimated_footprint(facts, shape, gpu, itemsize, length, swap_bytes)
         return Division(settings.memory, gpu.total_bytes, footprint, shape.block_size, bytes_per_token)
@@ -61,11 +61,11 @@ def estimate(facts: ModelFacts, settings: Settings, gpu: Gpu, itemsize: int) -> 
     is_auto = settings.model.max_model_len == "auto"
     if is_auto:
         # What the runner keeps of a request grows with its greatest length, so the longest that fits is searched for.
-        step = gpu_step_shape(settings, longest).block_size
+        step = gpu_step_shape(settings, facts, longest).block_size
         lengths = [min(length, longest) for length in range(step, longest + step, step)]
         fitting = bisect_left(lengths, True, key=lambda length: division(length).tokens < length)
         longest = lengths[max(fitting - 1, 0)]
-    shape = gpu_step_shape(settings, longest)
+    shape = gpu_step_shape(settings, facts, longest)
     return _planned(division(longest), shape, longest, is_auto, itemsize)
 
 

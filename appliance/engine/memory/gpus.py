@@ -12,7 +12,7 @@ from types import MappingProxyType
 MIB = 2**20
 
 # Of a GPU that is not in the table: those of the largest one in it.
-DRIVER_BYTES = 600 * MIB
+DRIVER_BYTES = 686 * MIB
 MULTIPROCESSORS = 132
 
 
@@ -47,8 +47,8 @@ GPUS: Mapping[str, Gpu] = MappingProxyType(
             Gpu("l40s", 45_457 * MIB, (8, 9), 142, 550 * MIB),
             Gpu("a100-40", 40_440 * MIB, (8, 0), 108, 500 * MIB),
             Gpu("a100-80", 81_152 * MIB, (8, 0), 108, 500 * MIB),
-            Gpu("h100", 81_090 * MIB, (9, 0), 132, 600 * MIB),
-            Gpu("h200", 143_156 * MIB, (9, 0), 132, 600 * MIB),
+            Gpu("h100", 81_080 * MIB, (9, 0), 132, 686 * MIB),
+            Gpu("h200", 143_156 * MIB, (9, 0), 132, 686 * MIB),
         )
     }
 )

@@ -55,9 +55,8 @@ class Attention(Layer):
     ) -> torch.Tensor:
         """`hidden` `[T, H]` -> `[T, H]`, or only the tokens `output_rows`, `[N, H]`."""
         norms = None if self.q_norm is None else (self.q_norm.weight, self.k_norm.weight, self.eps)
-        q = rotary_and_write_kv(
-            self.qkv_proj(hidden), rotary, kv_cache, metadata, self.num_heads, self.num_kv_heads, norms
-        )
-        out = paged_attention(q, kv_cache, metadata, self.scale, self.sliding_window)
+        qkv = self.qkv_proj(hidden)
+        q = rotary_and_write_kv(qkv, rotary, kv_cache, metadata, self.num_heads, self.num_kv_heads, norms)
+        out = paged_attention(q, qkv, kv_cache, metadata, self.scale, self.sliding_window)
         out = out.flatten(1)
         return self.o_proj(out if output_rows is None else out.index_select(0, output_rows))

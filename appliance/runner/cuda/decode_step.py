@@ -41,8 +41,10 @@ class DecodeStep:
         shape: AttentionShape,
         vocab_size: int,
         max_num_seqs: int,
+        max_outputs: int,
         batch_invariant: bool,
     ) -> None:
+        """`max_outputs` is the number of rows of `logits` and `block_tables`, which mixed steps use as well."""
         device = rows.last_token.device
         self._model = model
         self._kv_caches = kv_caches
@@ -59,8 +61,8 @@ class DecodeStep:
             device,
         )
         self.batch = torch.full((max_num_seqs,), -1, dtype=torch.int32, device=device)  # rows; -1: padding
-        self.block_tables = torch.zeros(max_num_seqs, rows.block_table.shape[1], dtype=torch.int32, device=device)
-        self.logits = torch.empty(max_num_seqs, vocab_size, dtype=shape.dtype, device=device)
+        self.block_tables = torch.zeros(max_outputs, rows.block_table.shape[1], dtype=torch.int32, device=device)
+        self.logits = torch.empty(max_outputs, vocab_size, dtype=shape.dtype, device=device)
         self.num_shared_tokens = torch.zeros(max_num_seqs, dtype=torch.int32, device=device)
         self.shared_table = torch.zeros(rows.block_table.shape[1], dtype=torch.int32, device=device)
         self._input_ids, self._positions, self._slots, self._lengths = torch.zeros(
@@ -87,12 +89,14 @@ class DecodeStep:
             slot_mapping=slots,
             block_tables=tables,
             seq_lens=lengths,
-            # the same order of additions in every batch: as prompts are computed
-            num_decodes=size if self._one_each is None else 0,
-            query_start=None if self._one_each is None else self._one_each[: size + 1],
             workspace=self.workspace,
+            num_decodes=size,
             shared=self._shared_prefix(size) if shares_prefix else None,
         )
+        if self._one_each is not None:
+            # the same order of additions in every batch: as prompts are computed
+            metadata.num_decodes, metadata.num_continued, metadata.num_continued_tokens = 0, size, size
+            metadata.continued_start = self._one_each[: size + 1]
         hidden = self._model(ids, self._kv_caches, metadata, None)
         return self._model.compute_logits(hidden, self.logits[:size])
 

@@ -1,68 +1,51 @@
-"""Decode steps recorded as CUDA graphs: one launch instead of hundreds."""
+"""Steps recorded as CUDA graphs: one launch instead of hundreds."""
 
 from __future__ import annotations
 
-import bisect
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 
-from appliance.runner.cuda.decode_step import DecodeStep
 
-
-class DecodeGraphs:
-    """The graphs of a `DecodeStep`, by batch size; a batch runs in the smallest that holds it.
+class StepGraphs:
+    """Recorded steps, by a key that says which.
 
     All record from one memory pool: only one runs at a time, and what a step leaves behind is in memory that the step
     owns itself.
     """
 
-    def __init__(self, step: DecodeStep, sizes: tuple[int, ...], sharing_sizes: tuple[int, ...]) -> None:
-        """`sizes` ascending; empty to run everything eagerly. Those in `sharing_sizes` get a second graph, for batches
-        whose requests share a prefix."""
-        self._step = step
-        self._sizes = sizes
-        self._sharing_sizes = sharing_sizes
-        self._graphs: dict[tuple[int, bool], torch.cuda.CUDAGraph] = {}
+    def __init__(self) -> None:
+        self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
 
     def __len__(self) -> int:
         return len(self._graphs)
 
-    def capture(self, progress: Callable[[float], None]) -> None:
-        """Record all, the largest first, so that the others fit in its memory. `progress` gets the fraction done."""
-        wanted = [(size, False) for size in self._sizes] + [(size, True) for size in self._sharing_sizes]
-        wanted.sort(reverse=True)
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._graphs
+
+    def record(self, steps: Mapping[Hashable, Callable[[], object]], progress: Callable[[float], None]) -> None:
+        """Record `steps`, best the one that needs most memory first. `progress` gets the fraction done."""
         pool = torch.cuda.graph_pool_handle()
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream), _without_garbage_collection():
-            for done, (size, shares) in enumerate(wanted):
-                # Once without recording: libraries choose and load their kernels on first use.
-                self._step.run(size, shares_prefix=shares)
+            for done, (key, run) in enumerate(steps.items()):
+                run()  # without recording: libraries choose and load their kernels on first use
                 graph = torch.cuda.CUDAGraph()
                 graph.capture_begin(pool=pool, capture_error_mode="thread_local")
                 try:
-                    self._step.run(size, shares_prefix=shares)
+                    run()
                 finally:
                     graph.capture_end()
-                self._graphs[size, shares] = graph
-                progress((done + 1) / len(wanted))
+                self._graphs[key] = graph
+                progress((done + 1) / len(steps))
         torch.cuda.current_stream().wait_stream(stream)
 
-    def size_for(self, batch: int) -> int | None:
-        """The smallest recorded size that holds `batch` requests; None if there is none."""
-        place = bisect.bisect_left(self._sizes, batch)
-        return self._sizes[place] if place < len(self._sizes) and self._graphs else None
-
-    def has(self, size: int, *, shares_prefix: bool) -> bool:
-        return (size, shares_prefix) in self._graphs
-
-    def replay(self, size: int, *, shares_prefix: bool) -> torch.Tensor:
-        """`DecodeStep.run`, recorded."""
-        self._graphs[size, shares_prefix].replay()
-        return self._step.logits[:size]
+    def replay(self, key: Hashable) -> None:
+        """Run a recorded step."""
+        self._graphs[key].replay()
 
 
 @contextmanager

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,16 +16,16 @@ from appliance.protocol.wire import TokenLogprobs
 from appliance.runner.block_table import BlockTable
 from appliance.runner.cuda.decode_step import AttentionShape, DecodeStep
 from appliance.runner.cuda.device_rows import DeviceRows, records_of
-from appliance.runner.cuda.graphs import DecodeGraphs
+from appliance.runner.cuda.graphs import StepGraphs
 from appliance.runner.cuda.in_flight import InFlight, Sampled
+from appliance.runner.cuda.mixed_step import MixedInputs, MixedShape, MixedStep
 from appliance.runner.cuda.sampler import DeviceSampler, prompt_logprobs
 from appliance.runner.cuda.shared_prefix import SharedPrefixFinder, Sharing
 from appliance.runner.cuda.staging import Staging
 from appliance.runner.host_tier import HostTier
 from appliance.runner.model import Model
 from appliance.runner.rows import Rows
-from appliance_kernels.device_metadata import DeviceMetadata
-from appliance_kernels.triton_kernels.step_inputs import RECORD, decode_inputs, gather_block_tables
+from appliance_kernels.triton_kernels.step_inputs import RECORD
 
 # Block table entries that are sent at once; a step with more, which prefix hits can make, sends them in pieces first.
 STAGED_BLOCKS = 65_536
@@ -44,8 +46,19 @@ class RunnerOptions:
     shape: AttentionShape
     graph_sizes: tuple[int, ...] = ()  # ascending; empty: everything runs eagerly
     sharing_sizes: tuple[int, ...] = ()  # of them, those with a second graph for requests that share a prefix
-    max_context_len_to_capture: int | None = None
+    # Steps with chunks of prompts are recorded for each of these numbers of decodes and of chunks' tokens, ascending.
+    mixed_decodes: tuple[int, ...] = ()
+    mixed_tokens: tuple[int, ...] = ()
+    mixed_chunks: int = 0  # requests with a chunk in such a step, at most
+    max_context_len_to_capture: int | None = None  # tokens; longer contexts run eagerly
     batch_invariant: bool = False
+
+
+class DecodeKey(NamedTuple):
+    """Which recorded decode step."""
+
+    size: int
+    shares_prefix: bool
 
 
 @dataclass(slots=True)
@@ -96,14 +109,27 @@ class CudaRunner:
             shape=options.shape,
             vocab_size=options.vocab_size,
             max_num_seqs=options.max_num_seqs,
+            max_outputs=options.max_num_seqs + options.mixed_chunks,
             batch_invariant=options.batch_invariant,
         )
-        self._graphs = DecodeGraphs(self._step, options.graph_sizes, options.sharing_sizes)
-        # one more than may be under way: the host writes while two are read
-        self._staging = Staging(_staged_elements(options), self.depth + 1, device)
+        num_slots = self.depth + 1  # one more than may be under way: the host writes while two are read
+        self._mixed_step = MixedStep(
+            model,
+            self._kv_caches,
+            self._device_rows,
+            self._step,
+            num_slots=num_slots,
+            max_tokens=max(
+                options.max_num_batched_tokens,
+                max(options.mixed_decodes, default=0) + max(options.mixed_tokens, default=0),
+            ),
+            max_requests=options.max_num_seqs + options.mixed_chunks,
+            batch_invariant=options.batch_invariant,
+        )
+        self._graphs = StepGraphs()
+        self._staging = Staging(_staged_elements(options), num_slots, device)
         self._results = deque(
-            torch.empty(2 * options.max_num_seqs, dtype=torch.int32, pin_memory=self._on_gpu)
-            for _ in range(self.depth + 1)
+            torch.empty(2 * options.max_num_seqs, dtype=torch.int32, pin_memory=self._on_gpu) for _ in range(num_slots)
         )
         self._under_way: deque[InFlight] = deque(maxlen=self.depth)
         self._batch_in_place = b""  # the rows that the decode step's memory holds now
@@ -121,8 +147,18 @@ class CudaRunner:
 
     @torch.inference_mode()
     def capture_graphs(self, progress: Callable[[float], None] = lambda fraction: None) -> None:
-        """Record the decode steps. Needs all memory to be in place, and no step under way."""
-        self._graphs.capture(progress)
+        """Record steps. Needs all memory to be in place, and no step under way."""
+        options, decode, mixed = self.options, self._step, self._mixed_step
+        steps: dict[DecodeKey | MixedShape, Callable[[], object]] = {}
+        # The largest first: the others fit in its memory.
+        for tokens in reversed(options.mixed_tokens):
+            for decodes in reversed(options.mixed_decodes):
+                shape = _recorded(decodes, tokens, options)
+                steps[shape] = functools.partial(mixed.logits, shape, mixed.begin(shape))
+        for size in reversed(options.graph_sizes):
+            for shares in (False, True) if size in options.sharing_sizes else (False,):
+                steps[DecodeKey(size, shares)] = functools.partial(decode.run, size, shares_prefix=shares)
+        self._graphs.record(steps, progress)
 
     @torch.inference_mode()
     def submit(self, step: SchedulerOutput) -> Callable[[], ModelOutput]:
@@ -203,20 +239,16 @@ class CudaRunner:
     def _decode(self, batch: _Batch) -> InFlight:
         """Every request runs the token that was sampled last."""
         count = len(batch.rows)
-        size = self._graphs.size_for(count)
-        limit = self.options.max_context_len_to_capture
-        if limit is not None and int(batch.computed.max()) >= limit:
-            size = None
-        self._place_batch(batch.rows, size or count)
-        sharing = None
-        if self._graphs.has(size or count, shares_prefix=True):
-            sharing = self._sharing.find(batch.rows)
-            self._place_sharing(sharing, size or count)
-        if size is None:
-            logits = self._step.run(count, shares_prefix=False)
+        size = next((size for size in self.options.graph_sizes if size >= count), None)
+        if size is None or DecodeKey(size, False) not in self._graphs or self._too_long(batch):
+            self._place_batch(batch.rows, count)
+            self._step.run(count, shares_prefix=False)
         else:
-            logits = self._graphs.replay(size, shares_prefix=sharing is not None)
-        return self._sample(batch, logits[:count], np.arange(count), self._step.batch[:count])
+            self._place_batch(batch.rows, size)
+            sharing = self._sharing.find(batch.rows) if size in self.options.sharing_sizes else None
+            self._place_sharing(sharing, size)
+            self._graphs.replay(DecodeKey(size, sharing is not None))
+        return self._sample(batch, self._step.logits[:count], np.arange(count), self._step.batch[:count])
 
     def _place_batch(self, rows: np.ndarray, size: int) -> None:
         """Tell the decode step its rows, if they are not those of the step before; padded to `size`."""
@@ -242,68 +274,103 @@ class CudaRunner:
         target.copy_(staged)
 
     def _mixed(self, batch: _Batch) -> InFlight:
-        """Decodes first, then the chunks of prompts, in one flat pass."""
-        order = np.concatenate((np.flatnonzero(batch.decodes), np.flatnonzero(~batch.decodes)))
-        rows, computed, scheduled = batch.rows[order], batch.computed[order], batch.scheduled[order]
-        num_decodes = int(batch.decodes.sum())
-        chunks = scheduled[num_decodes:]
-        starts = np.concatenate(([0], np.cumsum(chunks)))
-        of_token = np.repeat(rows[num_decodes:], chunks)
-        chunk_positions = np.arange(starts[-1]) - np.repeat(starts[:-1] - computed[num_decodes:], chunks)
-        complete = batch.complete[order]
-        ends = np.concatenate((np.arange(num_decodes), num_decodes + starts[1:] - 1))
+        """Chunks of prompts, and decodes beside them."""
         wants_all = bool(batch.wants_prompt.any())
-
-        staging, rows_on_device = self._staging, self._device_rows
-        num_tokens = num_decodes + int(starts[-1])
-        (host_ids, ids), (host_positions, positions), (host_slots, slots) = (
-            staging.reserve(num_tokens) for _ in range(3)
-        )
-        host_lengths, lengths = staging.reserve(len(rows))
-        host_ids[num_decodes:] = self._rows.token_ids[of_token, chunk_positions]
-        host_positions[num_decodes:] = chunk_positions
-        host_slots[num_decodes:] = self._table.slots(of_token, chunk_positions)
-        host_lengths[num_decodes:] = (computed + scheduled)[num_decodes:]
-        table_rows = staging.put(rows)
-        invariant = self.options.batch_invariant  # then decodes are attended as chunks of one token, like prompts
-        query_start = staging.put(np.append(np.arange(num_decodes), num_decodes + starts) if invariant else starts)
-        output_rows = staging.put(ends[complete])
-        sampled_rows = staging.put(rows[complete])
-        staging.send()
-        if num_decodes:
-            decode_inputs(
-                table_rows[:num_decodes],
-                rows_on_device.last_token,
-                rows_on_device.num_tokens,
-                rows_on_device.block_table,
-                self._table.kernel_block_size,
-                ids[:num_decodes],
-                positions[:num_decodes],
-                slots[:num_decodes],
-                lengths[:num_decodes],
+        invariant = self.options.batch_invariant
+        chunked = ~batch.decodes
+        num_decodes, num_chunks = int(batch.decodes.sum()), int(chunked.sum())
+        num_tokens = int(batch.scheduled[chunked].sum())
+        shape = None
+        if not (wants_all or invariant or self._too_long(batch)):
+            shape = self._recorded_shape(num_decodes, num_chunks, num_tokens)
+        # What attends only to itself is attended faster, but for recorded steps, whose size makes up for it.
+        fresh = chunked & (batch.computed == 0) & (shape is None and not invariant)
+        order = np.concatenate([np.flatnonzero(part) for part in (batch.decodes, chunked & ~fresh, fresh)])
+        complete = batch.complete[order]
+        recorded = shape is not None
+        if shape is None:
+            num_fresh, fresh_tokens = int(fresh.sum()), int(batch.scheduled[fresh].sum())
+            shape = MixedShape(
+                decodes=num_decodes,
+                continued=num_chunks - num_fresh,
+                continued_tokens=num_tokens - fresh_tokens,
+                fresh=num_fresh,
+                fresh_tokens=fresh_tokens,
+                outputs=int(complete.sum()),
             )
-        tables = self._step.block_tables[: len(rows)]
-        gather_block_tables(table_rows, lengths, rows_on_device.block_table, self._table.kernel_block_size, tables)
-        metadata = DeviceMetadata(
-            positions=positions,
-            slot_mapping=slots,
-            block_tables=tables,
-            seq_lens=lengths,
-            num_decodes=0 if invariant else num_decodes,
-            query_start=query_start,
-            workspace=self._step.workspace,
-        )
-        hidden = self._model(ids, self._kv_caches, metadata, None if wants_all else output_rows)
-        prompts = {}
-        if wants_all:
-            prompts = self._prompt_logprobs(hidden, batch, order, num_decodes + starts[:-1])
-            hidden = hidden.index_select(0, output_rows)
-        if not complete.any():
-            return InFlight(len(rows), self._record(), None, prompts)
-        logits = self._model.compute_logits(hidden)
-        in_flight = self._sample(batch, logits, order[complete], sampled_rows)
+        inputs = self._mixed_step.begin(shape)
+        chunk_starts = self._write_inputs(inputs, shape, batch, order, num_decodes)
+        self._mixed_step.send()
+        places, sampled_rows = order[complete], inputs.sampled_rows[1][: int(complete.sum())]
+        prompts: dict[int, list[TokenLogprobs]] = {}
+        if recorded:
+            self._graphs.replay(shape)
+            logits = self._step.logits
+        elif wants_all:
+            hidden = self._mixed_step.hidden(shape, inputs, all_tokens=True)
+            prompts = self._prompt_logprobs(hidden, batch, order, chunk_starts)
+            logits = self._model.compute_logits(hidden.index_select(0, inputs.output_rows[1]))
+        else:
+            logits = self._mixed_step.logits(shape, inputs)
+        if not len(places):
+            return InFlight(len(order), self._record(), None, prompts)
+        in_flight = self._sample(batch, logits[: len(places)], places, sampled_rows)
         in_flight.prompt_logprobs = prompts
         return in_flight
+
+    def _write_inputs(
+        self, inputs: MixedInputs, shape: MixedShape, batch: _Batch, order: np.ndarray, num_decodes: int
+    ) -> np.ndarray:
+        """Fill the host's side of `inputs`, what `shape` has beyond the batch as padding.
+
+        `order` [R] are places in `batch`, decodes first. Returns where each chunk begins among the tokens.
+        """
+        rows, computed, scheduled = batch.rows[order], batch.computed[order], batch.scheduled[order]
+        chunk_rows, chunk_computed, chunks = rows[num_decodes:], computed[num_decodes:], scheduled[num_decodes:]
+        starts = np.concatenate(([0], np.cumsum(chunks)))
+        of_token = np.repeat(chunk_rows, chunks)
+        positions = np.arange(starts[-1]) - np.repeat(starts[:-1] - chunk_computed, chunks)
+        first, end = shape.decodes, shape.decodes + int(starts[-1])  # of the chunks' tokens
+        for (host, _), values, padding in (
+            (inputs.ids, self._rows.token_ids[of_token, positions], 0),
+            (inputs.positions, positions, 0),
+            (inputs.slots, self._table.slots(of_token, positions), -1),
+        ):
+            host[first:end] = values
+            host[end:] = padding
+        batch_rows, lengths = inputs.rows[0], inputs.lengths[0]
+        batch_rows[:] = -1
+        batch_rows[:num_decodes] = rows[:num_decodes]
+        batch_rows[first : first + len(chunks)] = chunk_rows
+        lengths[:] = 0
+        lengths[first : first + len(chunks)] = chunk_computed + chunks
+        if self.options.batch_invariant:
+            inputs.continued_start[0][:] = np.append(np.arange(num_decodes), num_decodes + starts)
+        else:
+            continued = inputs.continued_start[0]
+            count = min(shape.continued, len(chunks))
+            continued[: count + 1] = starts[: count + 1]
+            continued[count + 1 :] = starts[count]
+            inputs.fresh_start[0][:] = first + starts[len(chunks) - shape.fresh :]
+        complete = batch.complete[order]
+        ends = np.concatenate((np.arange(num_decodes), first + starts[1:] - 1))[complete]
+        for (host, _), values in ((inputs.output_rows, ends), (inputs.sampled_rows, rows[complete])):
+            host[: len(values)] = values
+            host[len(values) :] = 0
+        return first + starts[:-1]
+
+    def _recorded_shape(self, num_decodes: int, num_chunks: int, num_tokens: int) -> MixedShape | None:
+        """The smallest recorded step that holds so many decodes, and chunks with so many tokens."""
+        decodes = next((size for size in self.options.mixed_decodes if size >= num_decodes), None)
+        tokens = next((size for size in self.options.mixed_tokens if size >= num_tokens), None)
+        if decodes is None or tokens is None or num_chunks > self.options.mixed_chunks:
+            return None
+        shape = _recorded(decodes, tokens, self.options)
+        return shape if shape in self._graphs else None
+
+    def _too_long(self, batch: _Batch) -> bool:
+        limit = self.options.max_context_len_to_capture
+        return limit is not None and int((batch.computed + batch.scheduled).max()) > limit
 
     # ---- tokens ------------------------------------------------------------------------------------------------------
 
@@ -355,7 +422,12 @@ class CudaRunner:
         return found
 
 
+def _recorded(decodes: int, tokens: int, options: RunnerOptions) -> MixedShape:
+    """In a recorded step every chunk continues something: it may be nothing."""
+    chunks = options.mixed_chunks
+    return MixedShape(decodes, chunks, tokens, fresh=0, fresh_tokens=0, outputs=decodes + chunks)
+
+
 def _staged_elements(options: RunnerOptions) -> int:
-    """Of the largest step: its tokens, and what changes of rows and block tables; and what aligning the parts takes."""
-    tokens = 3 * options.max_num_batched_tokens + 5 * options.max_num_seqs + 1
-    return tokens + 2 * STAGED_BLOCKS + len(RECORD) * options.max_num_seqs + 16 * 16
+    """What changes of rows and block tables in a step, a decode step's batch, and what aligning the parts takes."""
+    return 2 * STAGED_BLOCKS + (len(RECORD) + 2) * options.max_num_seqs + 16 * 16

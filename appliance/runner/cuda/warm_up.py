@@ -65,9 +65,9 @@ def _every_kind(sampling: SamplingParams, options: RunnerOptions) -> Iterator[Sc
     if options.max_num_seqs == 1:
         yield SchedulerOutput(1, [0], [2], [1])
         return
-    yield SchedulerOutput(1, [0, 1], [2, 0], [1, 2], [_new_row(1, 3, 5, sampling, options)])
-    yield SchedulerOutput(2, [1], [2], [1])
-    yield SchedulerOutput(3, [0, 1], [3, 3], [1, 1])
+    yield SchedulerOutput(1, [0, 1], [2, 0], [1, 2], [_new_row(1, 5, 7, sampling, options)])
+    yield SchedulerOutput(2, [1], [2], [3])
+    yield SchedulerOutput(3, [0, 1], [3, 5], [1, 1])
 
 
 def _new_row(row: int, length: int, longest: int, sampling: SamplingParams, options: RunnerOptions) -> NewRow:

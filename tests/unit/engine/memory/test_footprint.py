@@ -22,7 +22,7 @@ def test_an_8b_model_takes_16_gb_of_weights_and_67_mb_of_rotary_tables() -> None
 
 def test_the_state_of_requests_is_two_rows_of_blocks_and_one_of_logits_each() -> None:
     footprint = estimated_footprint(LLAMA_3_1_8B, SHAPE, GPUS["h100"], 2, 4096)
-    staged = (3 * 8192 + 14 * 256 + 2 * 65536) * 4
+    staged = (3 * 8192 + 17 * 256 + 2 * 65536) * 4
     assert footprint.state == 256 * (2 * 256 * 4 + 128256 * 2) + staged + DECODE_WORKSPACE
 
 
@@ -81,12 +81,29 @@ def test_other_programs_count_beside_the_driver() -> None:
 
 
 def test_a_step_on_a_gpu_is_large_unless_settings_say_otherwise() -> None:
-    assert gpu_step_shape(Settings(), 131072).max_num_batched_tokens == 8192
-    assert gpu_step_shape(Settings(), 131072).block_size == 16
+    assert gpu_step_shape(Settings(), LLAMA_3_1_8B, 131072).max_num_batched_tokens == 8192
+    assert gpu_step_shape(Settings(), LLAMA_3_1_8B, 131072).block_size == 16
     whole = resolve_values({"enable_chunked_prefill": False}).settings
-    assert gpu_step_shape(whole, 131072).max_num_batched_tokens == 131072
+    assert gpu_step_shape(whole, LLAMA_3_1_8B, 131072).max_num_batched_tokens == 131072
     small = resolve_values({"max_num_batched_tokens": 512, "block_size": 32, "max_num_seqs": 8}).settings
-    assert gpu_step_shape(small, 131072) == StepShape(32, 8, 512, (1, 2, 4, 8), shares_prefix=True)
+    assert gpu_step_shape(small, LLAMA_3_1_8B, 131072) == StepShape(
+        32,
+        8,
+        512,
+        (1, 2, 4, 8),
+        shares_prefix=True,
+        mixed_decodes=(0, 1, 4, 8),
+        mixed_tokens=(64, 256, 512),
+        mixed_chunks=8,
+    )
+
+
+def test_steps_with_chunks_are_recorded_as_far_as_launching_is_the_limit() -> None:
+    assert gpu_step_shape(Settings(), LLAMA_3_1_8B, 131072).mixed_tokens == (64, 256, 512)
+    assert gpu_step_shape(Settings(), QWEN3_0_6B, 40960).mixed_tokens == (64, 256, 512, 1024, 2048)
+    assert gpu_step_shape(Settings(), QWEN3_0_6B, 40960).mixed_decodes == (0, 32, 128, 256)
+    for off in ({"enforce_eager": True}, {"batch_invariant": True}, {"enable_cuda_graph": False}):
+        assert gpu_step_shape(resolve_values(off).settings, QWEN3_0_6B, 40960).mixed_tokens == ()
 
 
 def test_graphs_are_recorded_for_few_sizes_up_to_the_largest_batch() -> None:

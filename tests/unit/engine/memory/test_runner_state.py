@@ -62,7 +62,7 @@ def test_the_runner_keeps_what_was_planned(max_num_seqs: int, max_model_len: int
         ),
     )
     step = {name: value for name, value in vars(runner._step).items() if name != "_kv_caches"}
-    held = bytes_of(runner._device_rows, step, runner._staging._device)
+    held = bytes_of(runner._device_rows, step, runner._staging._device, runner._mixed_step._staging._device)
     # Some numbers a request (its last token, sampling parameters, …) and one row of blocks are not worth a line.
     assert held == pytest.approx(footprint.state_bytes(FACTS, shape, GPU, 2, max_model_len), rel=0.02)
 
