@@ -76,6 +76,8 @@ def build_cuda_backend(settings: Settings, source: ModelSource, report: ReportPh
     state = torch.cuda.memory_allocated(device) - weights - cache_bytes
     if num_slots:
         state += device_bytes(estimated.kv_cache.bytes_per_block)
+    runner.compile_kernels(model)
+    log.info("Compiled kernels in %.1f s", time.monotonic() - began)
     activations = run_largest_step(runner)
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(device)

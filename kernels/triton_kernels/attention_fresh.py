@@ -29,7 +29,6 @@ class FreshConfig:
     num_warps: int
     num_stages: int  # for Hopper's kernel at least 2
     hopper: bool = False  # the kernel for Hopper, whose rows (128) and warps (4) are given
-    in_turns: bool = False  # its two warpgroups take turns at the matrix unit
 
 
 @cache
@@ -305,7 +304,6 @@ def fresh_attention(
             has_softcap=softcap is not None,
             tile=config.tile,
             num_stages=config.num_stages,
-            in_turns=config.in_turns,
         )
         return out
     score_scale, softcap_log2 = score_factors(scale, softcap)

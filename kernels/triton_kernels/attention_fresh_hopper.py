@@ -171,7 +171,6 @@ def _consume(
     NUM_Q_HEADS: gl.constexpr,
     HAS_WINDOW: gl.constexpr,
     HAS_SOFTCAP: gl.constexpr,
-    IN_TURNS: gl.constexpr,
 ):
     """One warpgroup: rows INDEX · 64 … of each piece of work, key tiles from the last, which holds the diagonal, on."""
     q_tiles, k_tiles, v_tiles = buffers
@@ -232,9 +231,8 @@ def _consume(
             v_phase = used // STAGES & 1
             used += 1
             stage = used % STAGES
-            if IN_TURNS:
-                mbarrier.wait(turns.index(INDEX), (taken & 1) ^ (1 - INDEX))
-                taken += 1
+            mbarrier.wait(turns.index(INDEX), (taken & 1) ^ (1 - INDEX))
+            taken += 1
             coming = warpgroup_mma(
                 q,
                 k_tiles.index(stage).permute((1, 0)),
@@ -244,8 +242,7 @@ def _consume(
             )
             mbarrier.wait(v_full.index(v_stage), v_phase)
             summing = warpgroup_mma(p, v_tiles.index(v_stage), acc, is_async=True)
-            if IN_TURNS:
-                mbarrier.arrive(turns.index(1 - INDEX))
+            mbarrier.arrive(turns.index(1 - INDEX))
             scores = warpgroup_mma_wait(1, deps=[coming])
             mbarrier.arrive(k_empty.index(stage))
             scores = _scaled(
@@ -318,7 +315,6 @@ def fresh_hopper_kernel(
     STAGES: gl.constexpr,
     HAS_WINDOW: gl.constexpr,
     HAS_SOFTCAP: gl.constexpr,
-    IN_TURNS: gl.constexpr,
 ):
     buffers = (
         gl.allocate_shared_memory(q.dtype, [2, ROWS // 2, HEAD_DIM], q.layout),
@@ -339,8 +335,8 @@ def fresh_hopper_kernel(
     output = (out, out_stride_row, out_stride_head)
     gl.warp_specialize(
         [
-            (_consume, (buffers, barriers, plan, scales, output, 0, NUM_Q_HEADS, HAS_WINDOW, HAS_SOFTCAP, IN_TURNS)),
-            (_consume, (buffers, barriers, plan, scales, output, 1, NUM_Q_HEADS, HAS_WINDOW, HAS_SOFTCAP, IN_TURNS)),
+            (_consume, (buffers, barriers, plan, scales, output, 0, NUM_Q_HEADS, HAS_WINDOW, HAS_SOFTCAP)),
+            (_consume, (buffers, barriers, plan, scales, output, 1, NUM_Q_HEADS, HAS_WINDOW, HAS_SOFTCAP)),
             (_produce, ((q, k, v), buffers, barriers, plan, NUM_Q_HEADS, HEADS_PER_KV, HEAD_DIM, HAS_WINDOW)),
         ],
         [4, 1],
@@ -361,7 +357,6 @@ def launch_fresh_hopper(
     has_softcap: bool,
     tile: int,
     num_stages: int,
-    in_turns: bool,
 ) -> None:
     """`attention_fresh.fresh_attention` with its plan, for 16-bit q [T, Hq, D], k, v [T, Hk, D] whose rows begin at
     multiples of 16 bytes; D 64, 128 or 256. `factors` as `attention_common.score_factors` gives them."""
@@ -387,7 +382,6 @@ def launch_fresh_hopper(
         STAGES=num_stages,
         HAS_WINDOW=sliding_window is not None,
         HAS_SOFTCAP=has_softcap,
-        IN_TURNS=in_turns,
         num_warps=4,
         maxnreg=REGISTERS,
     )

@@ -46,7 +46,6 @@ VARIANTS = {
     "portable 128x128/w8/s2": FreshConfig(128, 128, 8, 2),
     "portable 128x64/w8/s3": FreshConfig(128, 64, 8, 3),
     "hopper 128x128/s2": FreshConfig(128, 128, 4, 2, hopper=True),
-    "hopper 128x128/s2, in turns": FreshConfig(128, 128, 4, 2, hopper=True, in_turns=True),
 }
 
 

@@ -1,11 +1,12 @@
 """The runner of the GPU against that of the CPU: the same tokens, whatever is asked, with two steps under way.
 
-Without a GPU its kernels are interpreted, and no graph is recorded.
+Without a GPU its kernels are interpreted, and recorded steps are run anew.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from appliance.models.causal_lm import CausalLM
 from appliance.models.facts import ModelFacts, model_facts
 from appliance.protocol.sampling_params import SamplingParams
 from appliance.runner.cuda.decode_step import AttentionShape
+from appliance.runner.cuda.graphs import StepGraphs
 from appliance.runner.cuda.model_runner import CudaRunner, RunnerOptions
 from appliance.runner.model_runner import ModelRunner
 from tests.support.engine_runs import Result, run
@@ -30,6 +32,16 @@ from tests.support.tiny_models import VOCAB_SIZE, tiny_model
 
 MAX_NUM_SEQS, MAX_TOKENS, MAX_LEN, BLOCK_SIZE, NUM_BLOCKS = 4, 32, 64, 16, 12
 GREEDY = {"temperature": 0.0, "ignore_eos": True}
+
+
+class Unrecorded(StepGraphs):
+    """Runs again what would have been recorded: the same memory, the same padding."""
+
+    def record(self, steps: Mapping[Hashable, Callable[[], object]], progress: Callable[[float], None]) -> None:
+        self._graphs.update(steps)  # type: ignore[arg-type]
+
+    def replay(self, key: Hashable) -> None:
+        self._graphs[key]()  # type: ignore[operator]
 
 
 class Engines:
@@ -43,18 +55,18 @@ class Engines:
 
     def run(self, prompts: list[list[int]], params: list[SamplingParams], device: torch.device | None) -> list[Result]:
         """On the CPU, or on a `device` as a GPU would."""
-        executor = self._cpu() if device is None else self._cuda(device)
+        executor = self._cpu() if device is None else self.cuda_runner(device)
         config = SchedulerConfig(max_num_seqs=MAX_NUM_SEQS, max_num_batched_tokens=MAX_TOKENS, max_model_len=MAX_LEN)
         return run(EngineCore(Scheduler(config, KVCacheManager(NUM_BLOCKS, BLOCK_SIZE)), executor), prompts, params)
 
     def _cpu(self) -> Executor:
         device = torch.device("cpu")
-        model, caches = self._load(device), self._caches(device)
+        model, caches = self.load(device), self._caches(device)
         for cache in caches:
             cache.zero_()  # PyTorch's products read what they mask
         return ModelRunner(model, caches, max_num_seqs=MAX_NUM_SEQS, max_model_len=MAX_LEN, block_size=BLOCK_SIZE)
 
-    def _cuda(self, device: torch.device) -> Executor:
+    def cuda_runner(self, device: torch.device) -> CudaRunner:
         facts = self._facts
         options = RunnerOptions(
             max_num_seqs=MAX_NUM_SEQS,
@@ -63,15 +75,22 @@ class Engines:
             block_size=BLOCK_SIZE,
             vocab_size=VOCAB_SIZE,
             shape=AttentionShape(facts.num_heads, facts.num_kv_heads, facts.head_dim, torch.float32),
-            graph_sizes=(1, 2, 4) if device.type == "cuda" else (),
-            sharing_sizes=(4,) if device.type == "cuda" else (),
+            graph_sizes=(1, 2, 4),
+            sharing_sizes=(4,),
+            mixed_decodes=(0, 2, 4),
+            mixed_tokens=(8, 24),
+            mixed_chunks=2,
         )
-        runner = CudaRunner(self._load(device), self._caches(device), options)
+        model = self.load(device)
+        runner = CudaRunner(model, self._caches(device), options)
         if device.type == "cuda":
-            runner.capture_graphs()
+            runner.compile_kernels(model)
+        else:
+            runner._graphs = Unrecorded()  # type: ignore[assignment]
+        runner.capture_graphs()
         return runner
 
-    def _load(self, device: torch.device) -> CausalLM:
+    def load(self, device: torch.device) -> CausalLM:
         return load_model(
             self._folder,
             self._config,
@@ -132,3 +151,10 @@ def test_a_request_that_is_preempted_and_resumed_gives_the_tokens_of_the_cpu(tmp
     want = engines.run(prompts, params, None)
     got = engines.run(prompts, params, DEVICE)
     assert [result.token_ids for result in got] == [result.token_ids for result in want]
+
+
+def test_kernels_can_be_launched_ahead_of_the_first_step(tmp_path: Path) -> None:
+    engines = Engines(tmp_path, "gemma3")
+    runner = engines.cuda_runner(DEVICE)
+    runner.compile_kernels(engines.load(DEVICE))
+    assert all(not cache.isnan().logical_not().any() for cache in runner._kv_caches), "padding was written to the cache"

@@ -91,7 +91,7 @@ class DecodeStep:
             seq_lens=lengths,
             workspace=self.workspace,
             num_decodes=size,
-            shared=self._shared_prefix(size) if shares_prefix else None,
+            shared=self.shared_prefix(size) if shares_prefix else None,
         )
         if self._one_each is not None:
             # the same order of additions in every batch: as prompts are computed
@@ -100,7 +100,8 @@ class DecodeStep:
         hidden = self._model(ids, self._kv_caches, metadata, None)
         return self._model.compute_logits(hidden, self.logits[:size])
 
-    def _shared_prefix(self, size: int) -> SharedPrefix:
+    def shared_prefix(self, size: int) -> SharedPrefix:
+        """What the first `size` entries of the batch share, as `num_shared_tokens` and `shared_table` say it."""
         workspace = self._prefix_workspaces.get(size)
         if workspace is None:
             shape = self._shape

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from appliance.engine.step import ModelOutput, SchedulerOutput
+from appliance.models.causal_lm import CausalLM
 from appliance.protocol.wire import TokenLogprobs
 from appliance.runner.block_table import BlockTable
 from appliance.runner.cuda.decode_step import AttentionShape, DecodeStep
@@ -19,6 +20,7 @@ from appliance.runner.cuda.device_rows import DeviceRows, records_of
 from appliance.runner.cuda.graphs import StepGraphs
 from appliance.runner.cuda.in_flight import InFlight, Sampled
 from appliance.runner.cuda.mixed_step import MixedInputs, MixedShape, MixedStep
+from appliance.runner.cuda.precompile import compile_kernels
 from appliance.runner.cuda.sampler import DeviceSampler, prompt_logprobs
 from appliance.runner.cuda.shared_prefix import SharedPrefixFinder, Sharing
 from appliance.runner.cuda.staging import Staging
@@ -140,6 +142,11 @@ class CudaRunner:
         run."""
         self._kv_caches[:] = kv_caches
         self._host_tier = host_tier
+
+    def compile_kernels(self, model: CausalLM) -> None:
+        """Compile what `model`, which is the runner's, needs, many kernels at a time."""
+        shares_prefix = bool(self.options.sharing_sizes)
+        compile_kernels(model, self._kv_caches, self._device_rows, self._step, shares_prefix=shares_prefix)
 
     @property
     def num_graphs(self) -> int:

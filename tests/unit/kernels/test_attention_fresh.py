@@ -131,10 +131,9 @@ def emulated(monkeypatch):
     emulate(module, "fresh_hopper_kernel", monkeypatch)
 
 
-@pytest.mark.parametrize("in_turns", [False, True])
 @pytest.mark.parametrize("num_stages", [2, 3])
-def test_hoppers_barriers_and_tiles(emulated, in_turns, num_stages):
-    config = FreshConfig(128, 128, 4, num_stages, hopper=True, in_turns=in_turns)
+def test_hoppers_barriers_and_tiles(emulated, num_stages):
+    config = FreshConfig(128, 128, 4, num_stages, hopper=True)
     check([1, 700, 128, 0, 129, 64, 300], heads=(1, 2), dtype=torch.float16, config=config)
 
 
