@@ -30,6 +30,7 @@ COMMANDS = (
     Command("bench serve", "measure a running server: latencies, throughput, errors", "appliance.cli.bench_serve"),
     Command("bench throughput", "measure the engine alone, without a server", "appliance.cli.bench_throughput"),
     Command("config", "show, explain and check settings", "appliance.cli.config_command"),
+    Command("engine", "run an engine without a server, for systemd", "appliance.cli.engine"),
     Command("model inspect", "show what a model is and what it costs", "appliance.cli.model_inspect"),
     Command("model pull", "fetch a model into a local folder", "appliance.cli.model_pull"),
     Command("plan", "show whether a model fits a GPU, without one", "appliance.cli.plan"),

@@ -40,7 +40,7 @@ class StartupAnnouncer:
 
     def _run(self) -> None:
         while not self._stopping:
-            for event in self._hub.poll(block=True):
+            for event in self._hub.poll(None):
                 self._answer(event)
             self._announce()
 

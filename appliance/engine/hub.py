@@ -45,16 +45,17 @@ Event = tuple[Connection, ToEngine | Change]
 
 
 class Hub:
-    """Accepts connections at `path`, which only the current user may use. Not thread-safe, except for `wake`."""
+    """Accepts connections at `path`. Not thread-safe, except for `wake`."""
 
-    def __init__(self, path: Path) -> None:
-        """Listen. Raises `OSError` when another engine answers at `path`, or the folder does not exist."""
+    def __init__(self, path: Path, mode: int = 0o600) -> None:
+        """Listen. `mode` says who may connect: nobody but the current user, unless it is wider. Raises `OSError` when
+        another engine answers at `path`, or the folder does not exist."""
         self._path = path
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.setblocking(False)
         _remove_stale_socket(path)
         self._listener.bind(str(path))
-        path.chmod(0o600)
+        path.chmod(mode)
         self._listener.listen()
         self._wake_reader, self._wake_writer = socket.socketpair()
         self._wake_reader.setblocking(False)
@@ -66,9 +67,10 @@ class Hub:
         self._dropped: list[Connection] = []
         self._count = 0
 
-    def poll(self, *, block: bool) -> list[Event]:
-        """What happened since the last call, in order. With `block`, waits until something does, or for `wake`."""
-        ready = self._selector.select(None if block and not self._dropped else 0)
+    def poll(self, timeout: float | None) -> list[Event]:
+        """What happened since the last call, in order. Waits until something does, or for `wake`, but no longer than
+        `timeout` seconds; None: as long as it takes."""
+        ready = self._selector.select(0 if self._dropped else timeout)
         events: list[Event] = [(connection, Change.CLOSED) for connection in self._dropped]
         self._dropped.clear()
         for key, mask in ready:

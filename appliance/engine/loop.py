@@ -8,6 +8,7 @@ import msgspec
 
 from appliance.engine.core import EngineCore
 from appliance.engine.hub import Change, Connection, Event, Hub
+from appliance.engine.liveness import Liveness
 from appliance.protocol.wire import (
     AbortRequests,
     AddRequest,
@@ -32,12 +33,15 @@ class EngineLoop:
     connection uses the same one at that moment.
     """
 
-    def __init__(self, hub: Hub, core: EngineCore, ready: EngineReady, traces: list[TraceEvent]) -> None:
+    def __init__(
+        self, hub: Hub, core: EngineCore, ready: EngineReady, traces: list[TraceEvent], liveness: Liveness
+    ) -> None:
         """`traces` is the list that the core's trace events are appended to; the loop empties it."""
         self._hub = hub
         self._core = core
         self._ready = ready
         self._traces = traces
+        self._liveness = liveness
         self._stopping = False
         self._owners: dict[str, tuple[Connection, str]] = {}  # id in the core -> connection and its own id
         self._names: dict[Connection, dict[str, str]] = {}  # the other way round
@@ -52,10 +56,11 @@ class EngineLoop:
         """Serve until `stop` (returns 0), or until the core cannot go on (returns 1)."""
         self._hub.broadcast(self._ready)
         while not self._stopping:
-            for event in self._hub.poll(block=not self._core.has_work()):
+            for event in self._hub.poll(0 if self._core.has_work() else self._liveness.interval):
                 self._handle(event)
             if self._core.has_work():
                 self._deliver(self._core.step())
+            self._liveness.turned(self._core)
             if self._core.fatal_error is not None:
                 self._fail_all(self._core.fatal_error)
                 self._hub.broadcast(PhaseChange("failed", self._core.fatal_error))

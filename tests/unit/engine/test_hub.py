@@ -18,7 +18,7 @@ def hub(tmp_path: Path) -> Hub:
 def connect(hub: Hub, tmp_path: Path) -> tuple[socket.socket, Connection]:
     peer = socket.socket(socket.AF_UNIX)
     peer.connect(str(tmp_path / "hub.sock"))
-    ((connection, change),) = hub.poll(block=True)
+    ((connection, change),) = hub.poll(None)
     assert change is Change.OPENED
     return peer, connection
 
@@ -36,7 +36,7 @@ def test_what_a_peer_does_not_read_is_kept_up_to_a_bound_and_then_the_peer_is_dr
         sent += 1
     assert 10 < sent < 100
     assert "has not read" in caplog.text
-    assert hub.poll(block=True) == [(connection, Change.CLOSED)]
+    assert hub.poll(None) == [(connection, Change.CLOSED)]
     hub.send(other_connection, PhaseChange("ready"))
     assert other.recv(1000) == encode(PhaseChange("ready"))
     peer.close()
@@ -53,7 +53,7 @@ def test_a_peer_that_reads_late_gets_everything_in_order(hub: Hub, tmp_path: Pat
     while len(received) < len(expected):
         received += peer.recv(100_000)
         if connection.unsent:
-            hub.poll(block=False)
+            hub.poll(0)
     assert received == expected
     hub.close()
 
@@ -62,16 +62,16 @@ def test_messages_before_a_hang_up_come_before_its_report(hub: Hub, tmp_path: Pa
     peer, connection = connect(hub, tmp_path)
     peer.send(encode(Ping()) * 2)
     peer.close()
-    events = hub.poll(block=True)
+    events = hub.poll(None)
     while events[-1][1] is not Change.CLOSED:
-        events += hub.poll(block=True)
+        events += hub.poll(None)
     assert events == [(connection, Ping()), (connection, Ping()), (connection, Change.CLOSED)]
     hub.close()
 
 
 def test_wake_ends_a_wait(hub: Hub) -> None:
     hub.wake()
-    assert hub.poll(block=True) == []
+    assert hub.poll(None) == []
     hub.close()
 
 
