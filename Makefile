@@ -73,4 +73,5 @@ endif
 
 $(DEV_STAMP): pyproject.toml $(SERVE_STAMP) | $(BIN)/python
 	$(PIP) install --editable ".[$(EXTRA)demo,dev]"
+	packaging/fetch-test-nginx.sh $(VENV)/nginx
 	@touch $@

@@ -33,8 +33,10 @@ COMMANDS = (
     Command("engine", "run an engine without a server, for systemd", "appliance.cli.engine"),
     Command("model inspect", "show what a model is and what it costs", "appliance.cli.model_inspect"),
     Command("model pull", "fetch a model into a local folder", "appliance.cli.model_pull"),
+    Command("nginx render", "print the configuration of the NGINX in front", "appliance.cli.nginx_command"),
     Command("plan", "show whether a model fits a GPU, without one", "appliance.cli.plan"),
     Command("serve", "serve a model over HTTP", "appliance.cli.serve"),
+    Command("tls", "make, renew and install the certificate that NGINX uses", "appliance.cli.tls_command"),
     Command("trace", "show the life of one request, step by step", "appliance.cli.trace"),
     Command("version", "print the version", "appliance.cli.version_command"),
 )

@@ -29,7 +29,7 @@ from tests.unit.project.test_import_direction import MAY_IMPORT
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 GENERATED = {"configuration.md"}  # from the declarations themselves
 WRITTEN = [page for page in PAGES if page.name not in GENERATED]
-TOP_FOLDERS = ("appliance/", "kernels/", "docs/", "tests/", "packaging/")
+TOP_FOLDERS = ("appliance/", "kernels/", "docs/", "tests/", "packaging/", "nginx/")
 OPENAI_FIELDS = {
     *(
         "model",

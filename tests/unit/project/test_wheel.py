@@ -13,13 +13,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[3]
-PARTS = ("appliance", "kernels", "pyproject.toml", "README.md", "LICENSE")
+PARTS = ("appliance", "kernels", "nginx", "pyproject.toml", "README.md", "LICENSE")
 
 
 def modules() -> set[str]:
     """Every module of the repository, as its path in the wheel."""
-    files = [*(ROOT / "appliance").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")]
-    return {file.relative_to(ROOT).as_posix().replace("kernels/", "appliance_kernels/", 1) for file in files}
+    files = [file for folder in ("appliance", "kernels", "nginx") for file in (ROOT / folder).rglob("*.py")]
+    paths = [file.relative_to(ROOT).as_posix() for file in files]
+    return {path if path.startswith("appliance/") else f"appliance_{path}" for path in paths}
+
+
+def templates() -> set[str]:
+    return {f"appliance_nginx/{file.name}" for file in (ROOT / "nginx").glob("*.j2")}
 
 
 @pytest.fixture(scope="module")
@@ -46,16 +51,16 @@ def test_every_folder_with_modules_is_listed_in_pyproject() -> None:
 
 def test_the_wheel_holds_every_module_and_nothing_else(wheel: Path) -> None:
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    assert {name for name in names if name.endswith(".py")} == modules()
-    assert {name.split("/")[0] for name in names} == {"appliance", "appliance_kernels"}
+    assert names == modules() | templates()
 
 
 def test_the_package_works_from_the_wheel_alone(wheel: Path, tmp_path: Path) -> None:
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     program = (
-        "import appliance, appliance_kernels.metadata, appliance.cli.main, appliance.engine.process\n"
+        "import appliance, appliance_kernels.metadata, appliance_nginx, appliance.cli.main, appliance.engine.process\n"
         f"assert appliance.__file__.startswith({str(tmp_path)!r}), appliance.__file__\n"
         f"assert appliance_kernels.metadata.__file__.startswith({str(tmp_path)!r})\n"
+        "assert appliance.cli.main.main(['nginx', 'render']) == 0\n"
         "raise SystemExit(appliance.cli.main.main(['version']))\n"
     )
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
@@ -63,7 +68,7 @@ def test_the_package_works_from_the_wheel_alone(wheel: Path, tmp_path: Path) -> 
         [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("pagebox ")
+    assert done.stdout.splitlines()[-1].startswith("pagebox ")
 
 
 def test_the_wheel_declares_the_command_and_the_license(wheel: Path) -> None:

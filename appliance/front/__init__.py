@@ -1,0 +1,1 @@
+"""The NGINX in front of the server process: its configuration, out of the same settings."""
