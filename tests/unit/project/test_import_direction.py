@@ -13,13 +13,14 @@ ROOT = Path(__file__).parents[3]
 # What each package may import of the others, at any place in a file.
 MAY_IMPORT = {
     "cli": {
-        *("bench", "front", "tls", "server", "engine", "loading", "models", "text", "config", "protocol"),
+        *("bench", "front", "tls", "server", "keys", "engine", "loading", "models", "text", "config", "protocol"),
         *("log_format", "version"),
     },
     "bench": {"engine", "text", "config", "protocol", "version"},
-    "server": {"engine", "lifecycle", "text", "config", "protocol", "log_format", "version"},
+    "server": {"engine", "keys", "lifecycle", "text", "config", "protocol", "log_format", "version"},
     "front": {"tls", "config"},
     "tls": set[str](),
+    "keys": set[str](),
     "engine": {"runner", "loading", "models", "lifecycle", "text", "config", "protocol", "log_format"},
     "runner": {"models", "kernels", "protocol"},
     "loading": {"models", "config"},
