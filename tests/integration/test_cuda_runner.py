@@ -6,7 +6,7 @@ Without a GPU its kernels are interpreted, and recorded steps are run anew.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 
 import pytest
@@ -24,21 +24,24 @@ from appliance.models.causal_lm import CausalLM
 from appliance.models.facts import ModelFacts, model_facts
 from appliance.protocol.sampling_params import SamplingParams
 from appliance.runner.cuda.decode_step import AttentionShape
-from appliance.runner.cuda.graphs import StepGraphs
+from appliance.runner.cuda.graphs import Recording, StepGraphs
 from appliance.runner.cuda.model_runner import CudaRunner, RunnerOptions
 from appliance.runner.model_runner import ModelRunner
 from tests.support.engine_runs import Result, run
 from tests.support.tiny_models import VOCAB_SIZE, tiny_model
 
 MAX_NUM_SEQS, MAX_TOKENS, MAX_LEN, BLOCK_SIZE, NUM_BLOCKS = 4, 32, 64, 16, 12
+WIDE = {"hidden_size": 96, "head_dim": 16}  # what matrix instructions take at least
 GREEDY = {"temperature": 0.0, "ignore_eos": True}
 
 
 class Unrecorded(StepGraphs):
     """Runs again what would have been recorded: the same memory, the same padding."""
 
-    def record(self, steps: Mapping[Hashable, Callable[[], object]], progress: Callable[[float], None]) -> None:
-        self._graphs.update(steps)  # type: ignore[arg-type]
+    def record(self, steps: Sequence[Recording], progress: Callable[[float], None]) -> None:
+        for step in steps:
+            step.prepare()
+            self._graphs[step.key] = step.run  # type: ignore[assignment]
 
     def replay(self, key: Hashable) -> None:
         self._graphs[key]()  # type: ignore[operator]
@@ -48,7 +51,7 @@ class Engines:
     """The same random model behind either runner."""
 
     def __init__(self, folder: Path, family: str) -> None:
-        tiny_model(family).save_pretrained(folder)
+        tiny_model(family, **WIDE).save_pretrained(folder)
         self._folder = folder
         self._config = load_config(folder, {})
         self._facts: ModelFacts = model_facts(self._config)

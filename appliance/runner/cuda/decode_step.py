@@ -71,6 +71,11 @@ class DecodeStep:
         self._one_each = torch.arange(max_num_seqs + 1, dtype=torch.int32, device=device) if batch_invariant else None
         self._prefix_workspaces: dict[int, SharedPrefixWorkspace] = {}
 
+    def clear(self) -> None:
+        """Make the batch all padding."""
+        self.batch.fill_(-1)
+        self.num_shared_tokens.zero_()
+
     def run(self, size: int, *, shares_prefix: bool) -> torch.Tensor:
         """The first `size` entries of `batch`, through the model; returns logits [size, vocab], which stay in place.
 

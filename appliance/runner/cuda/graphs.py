@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """A step to be recorded."""
+
+    key: Hashable
+    prepare: Callable[[], object]  # puts inputs in place, which is not recorded
+    run: Callable[[], object]
 
 
 class StepGraphs:
@@ -25,21 +35,22 @@ class StepGraphs:
     def __contains__(self, key: Hashable) -> bool:
         return key in self._graphs
 
-    def record(self, steps: Mapping[Hashable, Callable[[], object]], progress: Callable[[float], None]) -> None:
+    def record(self, steps: Sequence[Recording], progress: Callable[[float], None]) -> None:
         """Record `steps`, best the one that needs most memory first. `progress` gets the fraction done."""
         pool = torch.cuda.graph_pool_handle()
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream), _without_garbage_collection():
-            for done, (key, run) in enumerate(steps.items()):
-                run()  # without recording: libraries choose and load their kernels on first use
+            for done, step in enumerate(steps):
+                step.prepare()
+                step.run()  # without recording: libraries choose and load their kernels on first use
                 graph = torch.cuda.CUDAGraph()
                 graph.capture_begin(pool=pool, capture_error_mode="thread_local")
                 try:
-                    run()
+                    step.run()
                 finally:
                     graph.capture_end()
-                self._graphs[key] = graph
+                self._graphs[step.key] = graph
                 progress((done + 1) / len(steps))
         torch.cuda.current_stream().wait_stream(stream)
 

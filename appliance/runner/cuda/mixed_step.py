@@ -79,10 +79,10 @@ class MixedStep:
         self._staging = Staging(3 * max_tokens + 6 * max_requests + 16 * 16, num_slots, rows.last_token.device)
 
     def begin(self, shape: MixedShape) -> MixedInputs:
-        """Where the inputs of the next step go."""
+        """Where the inputs of the next step go. On the host they are all padding so far."""
         staging = self._staging
         staging.begin()
-        return MixedInputs(
+        inputs = MixedInputs(
             ids=staging.reserve(shape.tokens),
             positions=staging.reserve(shape.tokens),
             slots=staging.reserve(shape.tokens),
@@ -93,6 +93,17 @@ class MixedStep:
             output_rows=staging.reserve(shape.outputs),
             sampled_rows=staging.reserve(shape.outputs),
         )
+        starts = inputs.continued_start, inputs.fresh_start
+        for host, _ in (inputs.ids, inputs.positions, inputs.lengths, inputs.output_rows, *starts):
+            host[:] = 0
+        for host, _ in (inputs.slots, inputs.rows, inputs.sampled_rows):
+            host[:] = -1
+        return inputs
+
+    def send_padding(self, shape: MixedShape) -> None:
+        """Put the inputs of a step in place in which nobody takes part."""
+        self.begin(shape)
+        self.send()
 
     def send(self) -> None:
         """Copy the inputs to the device."""

@@ -17,7 +17,7 @@ from appliance.protocol.wire import TokenLogprobs
 from appliance.runner.block_table import BlockTable
 from appliance.runner.cuda.decode_step import AttentionShape, DecodeStep
 from appliance.runner.cuda.device_rows import DeviceRows, records_of
-from appliance.runner.cuda.graphs import StepGraphs
+from appliance.runner.cuda.graphs import Recording, StepGraphs
 from appliance.runner.cuda.in_flight import InFlight, Sampled
 from appliance.runner.cuda.mixed_step import MixedInputs, MixedShape, MixedStep
 from appliance.runner.cuda.precompile import compile_kernels
@@ -156,16 +156,19 @@ class CudaRunner:
     def capture_graphs(self, progress: Callable[[float], None] = lambda fraction: None) -> None:
         """Record steps. Needs all memory to be in place, and no step under way."""
         options, decode, mixed = self.options, self._step, self._mixed_step
-        steps: dict[DecodeKey | MixedShape, Callable[[], object]] = {}
+        steps = []
         # The largest first: the others fit in its memory.
         for tokens in reversed(options.mixed_tokens):
             for decodes in reversed(options.mixed_decodes):
                 shape = _recorded(decodes, tokens, options)
-                steps[shape] = functools.partial(mixed.logits, shape, mixed.begin(shape))
+                run = functools.partial(mixed.logits, shape, mixed.begin(shape))
+                steps.append(Recording(shape, functools.partial(mixed.send_padding, shape), run))
         for size in reversed(options.graph_sizes):
             for shares in (False, True) if size in options.sharing_sizes else (False,):
-                steps[DecodeKey(size, shares)] = functools.partial(decode.run, size, shares_prefix=shares)
+                run = functools.partial(decode.run, size, shares_prefix=shares)
+                steps.append(Recording(DecodeKey(size, shares), decode.clear, run))
         self._graphs.record(steps, progress)
+        self._batch_in_place = b""
 
     @torch.inference_mode()
     def submit(self, step: SchedulerOutput) -> Callable[[], ModelOutput]:
@@ -328,7 +331,7 @@ class CudaRunner:
     def _write_inputs(
         self, inputs: MixedInputs, shape: MixedShape, batch: _Batch, order: np.ndarray, num_decodes: int
     ) -> np.ndarray:
-        """Fill the host's side of `inputs`, what `shape` has beyond the batch as padding.
+        """Fill the host's side of `inputs`; what `shape` has beyond the batch stays padding.
 
         `order` [R] are places in `batch`, decodes first. Returns where each chunk begins among the tokens.
         """
@@ -338,32 +341,24 @@ class CudaRunner:
         of_token = np.repeat(chunk_rows, chunks)
         positions = np.arange(starts[-1]) - np.repeat(starts[:-1] - chunk_computed, chunks)
         first, end = shape.decodes, shape.decodes + int(starts[-1])  # of the chunks' tokens
-        for (host, _), values, padding in (
-            (inputs.ids, self._rows.token_ids[of_token, positions], 0),
-            (inputs.positions, positions, 0),
-            (inputs.slots, self._table.slots(of_token, positions), -1),
-        ):
-            host[first:end] = values
-            host[end:] = padding
-        batch_rows, lengths = inputs.rows[0], inputs.lengths[0]
-        batch_rows[:] = -1
-        batch_rows[:num_decodes] = rows[:num_decodes]
-        batch_rows[first : first + len(chunks)] = chunk_rows
-        lengths[:] = 0
-        lengths[first : first + len(chunks)] = chunk_computed + chunks
+        inputs.ids[0][first:end] = self._rows.token_ids[of_token, positions]
+        inputs.positions[0][first:end] = positions
+        inputs.slots[0][first:end] = self._table.slots(of_token, positions)
+        inputs.rows[0][:num_decodes] = rows[:num_decodes]
+        inputs.rows[0][first : first + len(chunks)] = chunk_rows
+        inputs.lengths[0][first : first + len(chunks)] = chunk_computed + chunks
+        continued = inputs.continued_start[0]
         if self.options.batch_invariant:
-            inputs.continued_start[0][:] = np.append(np.arange(num_decodes), num_decodes + starts)
+            continued[:] = np.append(np.arange(num_decodes), num_decodes + starts)
         else:
-            continued = inputs.continued_start[0]
             count = min(shape.continued, len(chunks))
-            continued[: count + 1] = starts[: count + 1]
-            continued[count + 1 :] = starts[count]
+            continued[:] = starts[count]
+            continued[:count] = starts[:count]
             inputs.fresh_start[0][:] = first + starts[len(chunks) - shape.fresh :]
         complete = batch.complete[order]
         ends = np.concatenate((np.arange(num_decodes), first + starts[1:] - 1))[complete]
-        for (host, _), values in ((inputs.output_rows, ends), (inputs.sampled_rows, rows[complete])):
-            host[: len(values)] = values
-            host[len(values) :] = 0
+        inputs.output_rows[0][: len(ends)] = ends
+        inputs.sampled_rows[0][: len(ends)] = rows[complete]
         return first + starts[:-1]
 
     def _recorded_shape(self, num_decodes: int, num_chunks: int, num_tokens: int) -> MixedShape | None:
