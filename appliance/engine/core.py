@@ -9,6 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
+
+from appliance.engine.drain import EngineDrain
 from appliance.engine.request import RequestError
 from appliance.engine.scheduler import Scheduler
 from appliance.engine.step import ModelOutput, SchedulerOutput
@@ -36,7 +39,7 @@ class Executor(Protocol):
 class _UnderWay:
     step: SchedulerOutput
     outcome: Callable[[], ModelOutput]
-    began: float  # time.perf_counter()
+    began: float  # time.monotonic()
 
 
 class EngineCore:
@@ -47,11 +50,14 @@ class EngineCore:
         scheduler: Scheduler,
         executor: Executor,
         on_trace: Callable[[TraceEvent], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`on_trace` gets the time of each step while traced requests live; the scheduler reports its own events."""
         self._scheduler = scheduler
         self._executor = executor
         self._on_trace = on_trace
+        self._clock = clock
+        self._drain = EngineDrain(scheduler, clock)
         self._traced: set[str] = set()
         self._under_way: deque[_UnderWay] = deque()
         self._failures = 0
@@ -76,8 +82,13 @@ class EngineCore:
     def has_work(self) -> bool:
         return self._scheduler.has_work() or bool(self._under_way)
 
+    def drain(self, deadline: float | None) -> None:
+        """Go on only with what can end before `deadline`, in seconds of the clock; None: with everything."""
+        self._drain.set_deadline(deadline)
+
     def stats(self) -> SchedulerStats:
-        return self._scheduler.stats()
+        stats, outlook = self._scheduler.stats(), self._drain.outlook()
+        return stats if outlook is None else msgspec.structs.replace(stats, drain=outlook)
 
     def reset_prefix_cache(self) -> None:
         self._scheduler.reset_prefix_cache()
@@ -86,11 +97,16 @@ class EngineCore:
         """Start one forward pass, and take in the oldest one under way once there are `depth` of them.
 
         Returns what that one added to each request. A step that raises ends its requests with finish reason "error".
-        The third in a row sets `fatal_error`.
+        The third in a row sets `fatal_error`. While the engine drains, those that it sheds end with "shed".
         """
+        shed = self._drain.due()
+        self.abort(shed)
+        return [TokenDelta(request_id, [], finish_reason="shed") for request_id in shed] + self._advance()
+
+    def _advance(self) -> list[TokenDelta]:
         step = self._scheduler.schedule()
         if step is not None:
-            began = time.perf_counter()
+            began = self._clock()
             try:
                 self._under_way.append(_UnderWay(step, self._executor.submit(step), began))
             except Exception as error:
@@ -105,8 +121,9 @@ class EngineCore:
         except Exception as error:
             return self._fail(under_way.step, error)
         self._failures = 0
+        self._drain.step_ended(under_way.step, under_way.began)
         if self._traced:
-            self._trace(under_way.step, time.perf_counter() - under_way.began)
+            self._trace(under_way.step, self._clock() - under_way.began)
         return self._scheduler.update(under_way.step, output)
 
     def _fail(self, step: SchedulerOutput, error: Exception) -> list[TokenDelta]:

@@ -12,6 +12,7 @@ from appliance.engine.liveness import Liveness
 from appliance.protocol.wire import (
     AbortRequests,
     AddRequest,
+    Drain,
     EngineReady,
     Heartbeat,
     PhaseChange,
@@ -77,6 +78,8 @@ class EngineLoop:
                 self._abort(connection, request_ids)
             case Ping():
                 self._hub.send(connection, Heartbeat(self._stats(), self._core.has_work()))
+            case Drain(deadline):
+                self._core.drain(deadline)
             case ResetPrefixCache():
                 self._core.reset_prefix_cache()
             case Change.OPENED:

@@ -68,13 +68,14 @@ class Request:
     ) -> Request:
         """Raises `RequestError` when the prompt is empty or leaves no room for a token."""
         sampling = added.sampling
-        num_prompt_tokens = len(added.prompt_token_ids)
-        if num_prompt_tokens == 0:
+        num_tokens = len(added.prompt_token_ids)
+        num_prompt_tokens = num_tokens - added.num_resumed_tokens
+        if num_prompt_tokens <= 0:
             raise RequestError("prompt", "the prompt has no tokens; at least one is needed")
-        if num_prompt_tokens >= max_model_len:
+        if num_tokens >= max_model_len:
             raise RequestError(
                 "prompt",
-                f"the prompt has {num_prompt_tokens} tokens, and at most {max_model_len - 1} fit beside one generated "
+                f"the prompt has {num_tokens} tokens, and at most {max_model_len - 1} fit beside one generated "
                 f"token in max_model_len ({max_model_len}); shorten the prompt or raise max_model_len",
             )
         if sampling.seed is None:

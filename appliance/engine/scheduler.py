@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import heapq
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -22,6 +23,8 @@ from appliance.engine.request import Request, RequestError, RequestStatus
 from appliance.engine.scheduler_config import SchedulerConfig
 from appliance.engine.step import ModelOutput, NewRow, SchedulerOutput
 from appliance.protocol.wire import AddRequest, FinishReason, SchedulerStats, TokenDelta, TraceEvent
+
+REMEMBERED_LENGTHS = 1024
 
 
 @dataclass(slots=True)
@@ -53,6 +56,8 @@ class Scheduler:
         self._on_event = on_event
         self._eos_token_ids = frozenset(config.eos_token_ids)
         self._most_tokens_per_chunk = config.long_prefill_token_threshold or config.max_num_batched_tokens
+        # of lately, and whether the output ended by itself there
+        self.output_lengths: deque[tuple[int, bool]] = deque(maxlen=REMEMBERED_LENGTHS)
         self._requests: dict[str, Request] = {}  # all that live
         self._waiting = make_waiting_queue(config.policy)
         self._running: dict[str, Request] = {}
@@ -187,6 +192,12 @@ class Scheduler:
             num_swapped=self.kv_cache.num_swapped,
         )
 
+    def live_requests(self) -> list[Request]:
+        """All that have not ended: the running ones, then those that wait, each by rank."""
+        waiting = (request for request in self._requests.values() if request.status is RequestStatus.WAITING)
+        rank = self._waiting.rank
+        return [*sorted(self._running.values(), key=rank), *sorted(waiting, key=rank)]
+
     def reset_prefix_cache(self) -> None:
         self.kv_cache.reset_prefix_cache()
 
@@ -285,7 +296,7 @@ class Scheduler:
             request.first_scheduled_time = self._clock()
             request.num_cached_tokens = num_cached_tokens
             if self.kv_cache.enable_prefix_caching and not request.wants_prompt_logprobs:
-                self._prefix_cache_queries += request.num_prompt_tokens
+                self._prefix_cache_queries += request.num_tokens
                 self._prefix_cache_hits += num_cached_tokens
         step.output.new_rows.append(
             NewRow(
@@ -353,6 +364,8 @@ class Scheduler:
             self._waiting.discard(request)
             self.kv_cache.drop_swapped(request)
         del self._requests[request.request_id]
+        if request.num_output_tokens:
+            self.output_lengths.append((request.num_output_tokens, reason == "stop"))
         if request.trace:
             self._emit(request, "finished", reason=reason, blocks_freed=num_blocks)
 

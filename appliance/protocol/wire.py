@@ -15,7 +15,7 @@ from appliance.protocol.sampling_params import SamplingParams
 FRAME_HEADER_BYTES = 4
 MAX_FRAME_BYTES = 256 * 2**20
 
-FinishReason = Literal["stop", "length", "abort", "error"]
+FinishReason = Literal["stop", "length", "abort", "error", "shed"]  # shed: could not end before a deadline
 Phase = Literal["starting", "loading_weights", "allocating_kv_cache", "warming_up", "ready", "failed"]
 
 
@@ -36,6 +36,7 @@ class AddRequest(_Message, frozen=True):
     priority: int = 0  # lower runs first, as in vLLM
     key_id: str = ""  # whose virtual token counter pays, under the fair policy
     cache_salt: str = ""  # requests share cached prefixes only within one salt
+    num_resumed_tokens: int = 0  # the last ones of prompt_token_ids are output that another engine generated
     trace: bool = False  # report every scheduling event of this request as TraceEvent
 
 
@@ -47,11 +48,17 @@ class ResetPrefixCache(_Message, frozen=True):
     pass
 
 
+class Drain(_Message, frozen=True):
+    """Go on only with what can end before `deadline`, seconds of CLOCK_MONOTONIC; None: with everything again."""
+
+    deadline: float | None
+
+
 class Ping(_Message, frozen=True):
     """Answered by a Heartbeat from the step loop itself, so an answer proves that the loop turns."""
 
 
-ToEngine = AddRequest | AbortRequests | ResetPrefixCache | Ping
+ToEngine = AddRequest | AbortRequests | ResetPrefixCache | Drain | Ping
 
 
 # ---- engine -> server ------------------------------------------------------------------------------------------------
@@ -80,6 +87,15 @@ class TokenDelta(msgspec.Struct, frozen=True, omit_defaults=True, array_like=Tru
     prefill_time: float | None = None  # seconds from there to the first token; with the first token
 
 
+class DrainOutlook(msgspec.Struct, frozen=True, array_like=True):
+    """What a request can expect that comes while the engine drains; see `lifecycle.drain_planner.Outlook`."""
+
+    start: float
+    seconds_per_prompt_token: float
+    seconds_per_token: float
+    typical_tokens: float
+
+
 class SchedulerStats(msgspec.Struct, frozen=True, omit_defaults=True, array_like=True):
     """A snapshot after a step; counters count since the engine started."""
 
@@ -96,6 +112,7 @@ class SchedulerStats(msgspec.Struct, frozen=True, omit_defaults=True, array_like
     host_cache_usage: float = 0.0  # 0..1, slots of the host tier with content over all slots
     host_cache_hits: int = 0  # tokens whose keys and values were copied back from the host
     num_swapped: int = 0  # preempted sequences that the host tier keeps blocks for
+    drain: DrainOutlook | None = None  # only while the engine drains
 
 
 class StepOutputs(_Message, frozen=True):
