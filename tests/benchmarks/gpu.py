@@ -91,7 +91,8 @@ def main() -> None:
     parser.add_argument("--batches", default="1,64,256", help="batch sizes of T3")
     parser.add_argument("--out", type=Path, default=Path("results.jsonl"))
     parser.add_argument("--settings", type=json.loads, default={}, help="JSON object of settings by name")
-    parser.add_argument("--profile", type=Path, help="also write a table of kernels and the device's busy share here")
+    parser.add_argument("--profile", type=Path, help="also write tables of kernels and the device's busy share here")
+    parser.add_argument("--profile-tests", default="T1", help="which of T1, T2, T3, T5 to profile")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(relativeCreated)6d ms %(message)s", stream=sys.stdout)
     workloads = load_workloads(options.workloads)
@@ -102,7 +103,8 @@ def main() -> None:
         print(f"start to first token: {time.perf_counter() - began:.1f} s", flush=True)
         tests = [test for test in options.tests.split(",") if test]
         if options.profile:
-            write_profile(engine, workloads, options.profile)
+            for test in options.profile_tests.split(","):
+                write_profile(engine, workloads, test, options.profile)
         workloads.run_suite(
             engine,
             tests,
@@ -113,28 +115,43 @@ def main() -> None:
         )
 
 
-def write_profile(engine: OfflineEngine, workloads: ModuleType, out: Path) -> None:
-    """Profile 300 steps of T1: how long the device was busy, with what, and what the host did meanwhile."""
+PROFILED = {  # test -> the requests, steps before the profile begins, steps in it
+    "T1": (lambda workloads: workloads.t1(), 40, 300),
+    "T2": (lambda workloads: workloads.t2(n=32), 0, 8),
+    "T3": (lambda workloads: workloads.t3(1), 20, 200),
+    "T5": (lambda workloads: workloads.t5(), 0, 60),
+}
+
+
+def write_profile(engine: OfflineEngine, workloads: ModuleType, test: str, out: Path) -> None:
+    """How long the device was busy during some steps of a test, and with what."""
+    make, before, steps = PROFILED[test]
     engine.reset_prefix_cache()
-    for number, request in enumerate(workloads.t1()):
+    for number, request in enumerate(make(workloads)):
         sampling = SamplingParams(max_tokens=request["max_tokens"], temperature=0.0, ignore_eos=True, seed=0)
         engine.core.add(AddRequest(f"profile-{number}", request["prompt"], sampling, time.time()))
-    for _ in range(40):
+    for _ in range(before):
         engine.core.step()
     torch.cuda.synchronize()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
         began = time.perf_counter()
-        for _ in range(300):
+        for _ in range(steps):
             engine.core.step()
         torch.cuda.synchronize()
         seconds = time.perf_counter() - began
     while engine.core.has_work():
         engine.core.step()
-    events = profiler.key_averages()
+    events = sorted(profiler.key_averages(), key=lambda event: -event.self_device_time_total)
     busy = sum(event.self_device_time_total for event in events) / 1e6
-    table = events.table(sort_by="self_device_time_total", row_limit=30, max_name_column_width=70)
-    out.write_text(f"300 steps of T1: {seconds:.3f} s, device busy {busy:.3f} s = {busy / seconds:.1%}\n{table}\n")
-    print(f"device busy {busy / seconds:.1%} of {seconds / 300 * 1e3:.2f} ms a step", flush=True)
+    summary = f"{test}, {steps} steps: {seconds / steps * 1e3:.3f} ms a step, device busy {busy / seconds:.1%}"
+    lines = [
+        f"{event.self_device_time_total / 1e3:10.2f} ms {event.count:7d} × "
+        f"{event.self_device_time_total / max(event.count, 1):9.2f} µs  {event.key[:90]}"
+        for event in events[:30]
+    ]
+    with out.open("a") as file:
+        print(summary, *lines, "", sep="\n", file=file)
+    print(summary, flush=True)
 
 
 if __name__ == "__main__":

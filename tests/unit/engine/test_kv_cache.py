@@ -136,3 +136,21 @@ def test_a_request_larger_than_the_cache_is_told_both_numbers() -> None:
         cache.check_fits(request_of(range(10), max_tokens=8))
     assert caught.value.param == "max_tokens"
     cache.check_fits(request_of(range(10), max_tokens=7))
+
+
+@pytest.mark.parametrize("common", [0, 3, 4, 5, 8, 12, 13, 28])
+@pytest.mark.parametrize("other_salt", [False, True])
+def test_what_a_prompt_has_in_common_with_the_one_before_it_changes_no_hash(common: int, other_salt: bool) -> None:
+    first = request_of(range(30), cache_salt="a")
+    second_prompt = [*range(common), *range(100, 126)]
+    salt = "b" if other_salt else "a"
+    alone, beside = KVCacheManager(16, 4), KVCacheManager(16, 4)
+    compute(beside, first, 30)
+    beside.find_prefix(request_of(range(30), cache_salt="a"))
+    hashes = []
+    for cache in (alone, beside):
+        request = request_of(second_prompt, cache_salt=salt)
+        cache.find_prefix(request)
+        compute(cache, request, len(second_prompt))
+        hashes.append(request.block_hashes)
+    assert hashes[0] == hashes[1]
