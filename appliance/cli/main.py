@@ -38,6 +38,7 @@ COMMANDS = (
     Command("plan", "show whether a model fits a GPU, without one", "appliance.cli.plan"),
     Command("serve", "serve a model over HTTP", "appliance.cli.serve"),
     Command("tls", "make, renew and install the certificate that NGINX uses", "appliance.cli.tls_command"),
+    Command("spot-watcher", "drain before EC2 takes the machine, or when a GPU breaks", "appliance.cli.spot_watcher"),
     Command("trace", "show the life of one request, step by step", "appliance.cli.trace"),
     Command("version", "print the version", "appliance.cli.version_command"),
 )

@@ -11,6 +11,7 @@ from appliance.config.groups.parallel import ParallelSettings
 from appliance.config.groups.performance import PerformanceSettings
 from appliance.config.groups.scheduling import SchedulingSettings
 from appliance.config.groups.server import ServerSettings
+from appliance.config.groups.watcher import WatcherSettings
 from appliance.config.resolve import Resolved, require_model, resolve, resolve_file, resolve_values
 from appliance.config.settings import Settings, settings_from_json, settings_to_json
 
@@ -25,6 +26,7 @@ __all__ = [
     "SchedulingSettings",
     "ServerSettings",
     "Settings",
+    "WatcherSettings",
     "add_settings_arguments",
     "require_model",
     "resolve",

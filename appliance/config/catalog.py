@@ -22,6 +22,7 @@ TITLES = MappingProxyType(
         "performance": "Performance",
         "server": "Server",
         "features": "Features",
+        "watcher": "Spot watcher",
     }
 )
 
@@ -105,7 +106,8 @@ def _shape(hint: Any) -> Shape:
         if origin is Literal:
             words = get_args(part)
         elif origin is tuple:
-            base, many = get_args(part)[0], True
+            many, member = True, get_args(part)[0]
+            base, words = (None, get_args(member)) if get_origin(member) is Literal else (member, ())
         elif origin is not None and issubclass(origin, Mapping):
             base = dict
         elif part is not NoneType:

@@ -13,6 +13,7 @@ from appliance.config.groups.parallel import ParallelSettings
 from appliance.config.groups.performance import PerformanceSettings
 from appliance.config.groups.scheduling import SchedulingSettings
 from appliance.config.groups.server import ServerSettings
+from appliance.config.groups.watcher import WatcherSettings
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Settings:
     performance: PerformanceSettings = field(default_factory=PerformanceSettings)
     server: ServerSettings = field(default_factory=ServerSettings)
     features: FeatureSettings = field(default_factory=FeatureSettings)
+    watcher: WatcherSettings = field(default_factory=WatcherSettings)
 
 
 def settings_to_json(settings: Settings) -> bytes:

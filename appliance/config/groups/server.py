@@ -34,6 +34,13 @@ class ServerSettings:
         typical="/run/pagebox/server.sock behind NGINX.",
         when_unset="TCP, at host and port.",
     )
+    admin_socket: str | None = setting(
+        None,
+        purpose="Path of the Unix socket for administration: `pagebox drain`, and the spot watcher. Who may open it "
+        "may drain the server; nothing else listens there.",
+        typical="Unset under systemd; /tmp/pagebox-admin.sock for a server started by hand.",
+        when_unset="The one that systemd listens at for the server, /run/pagebox/admin.sock; without systemd none.",
+    )
     api_server_count: int | Literal["auto"] = setting(
         "auto",
         purpose="Processes that speak HTTP, tokenize and detokenize in front of the one engine. More than one are "

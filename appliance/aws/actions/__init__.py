@@ -1,0 +1,1 @@
+"""What is done about an event. One class an action."""
