@@ -144,7 +144,7 @@ def test_what_a_prompt_has_in_common_with_the_one_before_it_changes_no_hash(comm
     first = request_of(range(30), cache_salt="a")
     second_prompt = [*range(common), *range(100, 126)]
     salt = "b" if other_salt else "a"
-    alone, beside = KVCacheManager(16, 4), KVCacheManager(16, 4)
+    alone, beside = KVCacheManager(32, 4), KVCacheManager(32, 4)
     compute(beside, first, 30)
     beside.find_prefix(request_of(range(30), cache_salt="a"))
     hashes = []
