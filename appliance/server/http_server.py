@@ -44,6 +44,16 @@ class HttpServer:
         self._handshakes.add(task)
         task.add_done_callback(self._handshakes.discard)
 
+    async def leave(self) -> None:
+        """Accept nothing more, and close what is idle: whoever connects from now on is for the server after this one.
+
+        For sockets that the service manager holds as well; a client would be refused at others.
+        """
+        for site in list(self._runner.sites):
+            await site.stop()
+        assert self._runner.server is not None
+        self._runner.server.pre_shutdown()
+
     async def drain(self) -> None:
         """Refuse new requests, and return when those that run have ended, at the latest after drain-timeout."""
         self._context.draining = True

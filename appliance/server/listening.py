@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,14 +17,18 @@ BACKLOG = 1024  # connections that wait to be accepted, as when a few hundred cl
 class Listening:
     sockets: list[socket.socket]  # several where the host's name has several addresses
     url: str  # with the port that was taken for port 0
+    outlives_us: bool = False  # the service manager holds the sockets too, for the server that comes after this one
 
     def close(self) -> None:
         for listener in self.sockets:
             listener.close()
 
 
-def listen(settings: ServerSettings) -> Listening:
-    """Raises OSError, or ssl.SSLError for a certificate that cannot be used."""
+def listen(settings: ServerSettings, inherited: Sequence[socket.socket] = ()) -> Listening:
+    """At `inherited` sockets, if there are any. Raises OSError, or ssl.SSLError for a certificate that cannot be used."""
+    if inherited:
+        tls_context(settings)
+        return Listening(list(inherited), ", ".join(map(_address, inherited)), outlives_us=True)
     if settings.uds is not None:
         return Listening([_unix_listener(Path(settings.uds))], f"unix:{settings.uds}")
     scheme = "http" if tls_context(settings) is None else "https"
@@ -74,3 +79,8 @@ def _unix_listener(path: Path) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+def _address(listener: socket.socket) -> str:
+    name = listener.getsockname()
+    return f"unix:{name}" if listener.family == socket.AF_UNIX else f"{name[0]}:{name[1]}"

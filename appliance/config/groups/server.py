@@ -41,6 +41,14 @@ class ServerSettings:
         typical="Unset under systemd; /tmp/pagebox-admin.sock for a server started by hand.",
         when_unset="The one that systemd listens at for the server, /run/pagebox/admin.sock; without systemd none.",
     )
+    engine_socket: str | None = setting(
+        None,
+        purpose="Path of the Unix socket of an engine that runs by itself (`pagebox engine`); the server then starts "
+        "none, and waits for it as long as it takes.",
+        throughput="None: it is the same connection.",
+        typical="/run/pagebox/engine-0/engine.sock, which the systemd unit of the server sets.",
+        when_unset="The server starts an engine, which ends with it.",
+    )
     api_server_count: int | Literal["auto"] = setting(
         "auto",
         purpose="Processes that speak HTTP, tokenize and detokenize in front of the one engine. More than one are "
