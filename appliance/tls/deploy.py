@@ -13,16 +13,17 @@ _SECONDS = 30
 _UNIT = "nginx.service"
 
 
-def reload_nginx(config: Path) -> None:
+def reload_nginx(config: Path, systemd: Path = _SYSTEMD) -> None:
     """Check the configuration, which reads the certificate, then reload. Raises TlsError, with what NGINX said.
 
     A reload lets the old worker processes finish their streams. An NGINX that does not run is not started.
+    `systemd`: there when the machine was booted with it (sd_booted(3)); then it does the reload, and logs it.
     """
     program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
     if program is None:
         raise TlsError("NGINX is not installed, so it cannot be reloaded.")
     _run([program, "-t", "-q", "-c", str(config)], "NGINX refuses the new certificate")
-    if not _SYSTEMD.exists():
+    if not systemd.exists():
         _run([program, "-c", str(config), "-s", "reload"], "NGINX could not be reloaded")
     elif subprocess.run(["systemctl", "is-active", "--quiet", _UNIT], check=False, timeout=_SECONDS).returncode == 0:
         _run(["systemctl", "reload", _UNIT], "NGINX could not be reloaded")

@@ -8,7 +8,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,9 +95,15 @@ class RunningNginx:
 
 
 @asynccontextmanager
-async def running_nginx(front: Front, folder: Path, layout: Layout | None = None) -> AsyncIterator[RunningNginx]:
+async def running_nginx(
+    front: Front, folder: Path, layout: Layout | None = None, changes: Sequence[tuple[str, str]] = ()
+) -> AsyncIterator[RunningNginx]:
+    """`changes`: what is replaced by what in the configuration, for tests of tests."""
     layout = layout or layout_in(folder)
     config = write_config(front, layout, folder)
+    for old, new in changes:
+        assert old in config.read_text()
+        config.write_text(config.read_text().replace(old, new))
     path = program()
     assert path is not None
     process = await asyncio.create_subprocess_exec(
