@@ -70,6 +70,7 @@ class Scheduler:
         self._prefix_cache_queries = 0
         self._prefix_cache_hits = 0
         self._num_preemptions = 0
+        self._num_corrupted = 0
         self._prompt_tokens = 0
         self._generation_tokens = 0
         self._iteration_tokens = 0
@@ -150,6 +151,7 @@ class Scheduler:
             if error is not None:
                 # Nobody knows why it failed; if its keys or values are bad, nobody may inherit them.
                 self.kv_cache.withdraw_request(request)
+                self._num_corrupted += i in result.corrupted
                 deltas.append(self._fail(request, error))
                 continue
             if request.wants_prompt_logprobs and (found := result.prompt_logprobs.get(i)):
@@ -190,6 +192,7 @@ class Scheduler:
             host_cache_usage=self.kv_cache.host_usage,
             host_cache_hits=self.kv_cache.num_loaded_blocks * self.kv_cache.block_size,
             num_swapped=self.kv_cache.num_swapped,
+            corrupted_requests=self._num_corrupted,
         )
 
     def live_requests(self) -> list[Request]:

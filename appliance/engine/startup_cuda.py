@@ -160,7 +160,8 @@ def _runner(
     dtype: torch.dtype,
 ) -> CudaRunner:
     from appliance.runner.cuda.decode_step import AttentionShape
-    from appliance.runner.cuda.model_runner import CudaRunner, RunnerOptions
+    from appliance.runner.cuda.model_runner import CudaRunner
+    from appliance.runner.cuda.options import RunnerOptions
 
     facts = source.facts
     options = RunnerOptions(

@@ -61,3 +61,4 @@ class ModelOutput:
         default_factory=dict
     )  # by index; the prompt positions that this step computed, first one is position 1
     errors: dict[int, str] = field(default_factory=dict)  # by index: this request failed, alone
+    corrupted: set[int] = field(default_factory=set)  # of them, those whose logits were NaN or infinite

@@ -112,6 +112,7 @@ class SchedulerStats(msgspec.Struct, frozen=True, omit_defaults=True, array_like
     host_cache_usage: float = 0.0  # 0..1, slots of the host tier with content over all slots
     host_cache_hits: int = 0  # tokens whose keys and values were copied back from the host
     num_swapped: int = 0  # preempted sequences that the host tier keeps blocks for
+    corrupted_requests: int = 0  # sequences that ended because the model made NaN or infinite logits
     drain: DrainOutlook | None = None  # only while the engine drains
 
 

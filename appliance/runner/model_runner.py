@@ -14,7 +14,7 @@ from appliance.runner.host_tier import HostTier
 from appliance.runner.model import Model
 from appliance.runner.rows import Rows
 from appliance.runner.sampling.logprobs import token_logprobs
-from appliance.runner.sampling.sampler import sample
+from appliance.runner.sampling.sampler import BAD_LOGITS, error_message, sample
 from appliance_kernels.metadata import AttentionMetadata
 
 # Prompt log-probabilities need a row of the vocabulary for every prompt token: that many at a time.
@@ -105,8 +105,10 @@ class ModelRunner:
         for i, token in zip(complete.tolist(), sampled.tokens.tolist(), strict=True):
             output.sampled[i] = [token]
         output.logprobs = {int(complete[i]): [found] for i, found in sampled.logprobs.items()}
-        for i, message in sampled.errors.items():
-            output.errors[int(complete[i])] = message
+        for i, status in sampled.errors.items():
+            output.errors[int(complete[i])] = error_message(status)
+            if status == BAD_LOGITS:
+                output.corrupted.add(int(complete[i]))
 
     def _prompt_logprobs(
         self,

@@ -56,6 +56,7 @@ class EngineCollector(Collector):
             "prompt_tokens_cached", "Prompt tokens taken from the prefix cache", stats.prefix_cache_hits
         )
         yield self._counter("generation_tokens", "Tokens generated", stats.generation_tokens)
+        yield self._counter("corrupted_requests", "Sequences ended by NaN or infinite logits", stats.corrupted_requests)
         if status.ready is not None:
             config = {
                 "block_size": str(status.ready.block_size),

@@ -25,7 +25,8 @@ from appliance.models.facts import ModelFacts, model_facts
 from appliance.protocol.sampling_params import SamplingParams
 from appliance.runner.cuda.decode_step import AttentionShape
 from appliance.runner.cuda.graphs import Recording, StepGraphs
-from appliance.runner.cuda.model_runner import CudaRunner, RunnerOptions
+from appliance.runner.cuda.model_runner import CudaRunner
+from appliance.runner.cuda.options import RunnerOptions
 from appliance.runner.model_runner import ModelRunner
 from tests.support.engine_runs import Result, run
 from tests.support.tiny_models import VOCAB_SIZE, tiny_model
@@ -161,3 +162,21 @@ def test_kernels_can_be_launched_ahead_of_the_first_step(tmp_path: Path) -> None
     runner = engines.cuda_runner(DEVICE)
     runner.compile_kernels(engines.load(DEVICE))
     assert all(not cache.isnan().logical_not().any() for cache in runner._kv_caches), "padding was written to the cache"
+
+
+def test_a_model_that_makes_no_numbers_ends_the_request_that_it_is_for_and_no_other(tmp_path: Path) -> None:
+    engines = Engines(tmp_path, "llama")
+    runner = engines.cuda_runner(DEVICE)
+    poisoned = 7
+    runner._model.model.embed_tokens.weight.data[poisoned] = torch.nan  # type: ignore[attr-defined]
+    config = SchedulerConfig(max_num_seqs=MAX_NUM_SEQS, max_num_batched_tokens=MAX_TOKENS, max_model_len=MAX_LEN)
+    core = EngineCore(Scheduler(config, KVCacheManager(NUM_BLOCKS, BLOCK_SIZE)), runner)
+    prompts = [[token for token in prompt if token != poisoned] for prompt in prompts_of(5, 6)]
+    prompts[1][2] = poisoned
+    fine, broken = run(
+        core, prompts, [SamplingParams(max_tokens=3, seed=0, logit_bias={poisoned: -100.0}, **GREEDY)] * 2
+    )
+    assert (fine.finish_reason, len(fine.token_ids)) == ("length", 3)
+    assert broken.finish_reason == "error"
+    assert "NaN" in (broken.error or "")
+    assert core.stats().corrupted_requests == 1

@@ -11,7 +11,7 @@ from appliance.engine.step import ModelOutput
 from appliance.protocol.wire import TokenLogprobs
 from appliance.runner.cuda.sampler import DeviceSamples
 from appliance.runner.rows import Rows
-from appliance.runner.sampling.sampler import error_message
+from appliance.runner.sampling.sampler import BAD_LOGITS, error_message
 
 
 @dataclass(slots=True)
@@ -62,4 +62,5 @@ class InFlight:
         output.logprobs = {places[i]: [found] for i, found in sampled.samples.logprobs().items()}
         if any(status):
             output.errors = {place: error_message(code) for place, code in zip(places, status, strict=True) if code}
+            output.corrupted = {place for place, code in zip(places, status, strict=True) if code == BAD_LOGITS}
         return output

@@ -6,7 +6,6 @@ import functools
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,11 +14,12 @@ from appliance.engine.step import ModelOutput, SchedulerOutput
 from appliance.models.causal_lm import CausalLM
 from appliance.protocol.wire import TokenLogprobs
 from appliance.runner.block_table import BlockTable
-from appliance.runner.cuda.decode_step import AttentionShape, DecodeStep
+from appliance.runner.cuda.decode_step import DecodeStep
 from appliance.runner.cuda.device_rows import DeviceRows, records_of
 from appliance.runner.cuda.graphs import Recording, StepGraphs
 from appliance.runner.cuda.in_flight import InFlight, Sampled
 from appliance.runner.cuda.mixed_step import MixedInputs, MixedShape, MixedStep
+from appliance.runner.cuda.options import DecodeKey, RunnerOptions
 from appliance.runner.cuda.precompile import compile_kernels
 from appliance.runner.cuda.sampler import DeviceSampler, prompt_logprobs
 from appliance.runner.cuda.shared_prefix import SharedPrefixFinder, Sharing
@@ -34,33 +34,6 @@ STAGED_BLOCKS = 65_536
 
 # Prompt log-probabilities need a row of the vocabulary for every prompt token: that many at a time.
 PROMPT_LOGPROBS_CHUNK = 256
-
-
-@dataclass(frozen=True, slots=True)
-class RunnerOptions:
-    """Named as the settings are, where there is one."""
-
-    max_num_seqs: int
-    max_model_len: int
-    max_num_batched_tokens: int
-    block_size: int
-    vocab_size: int
-    shape: AttentionShape
-    graph_sizes: tuple[int, ...] = ()  # ascending; empty: everything runs eagerly
-    sharing_sizes: tuple[int, ...] = ()  # of them, those with a second graph for requests that share a prefix
-    # Steps with chunks of prompts are recorded for each of these numbers of decodes and of chunks' tokens, ascending.
-    mixed_decodes: tuple[int, ...] = ()
-    mixed_tokens: tuple[int, ...] = ()
-    mixed_chunks: int = 0  # requests with a chunk in such a step, at most
-    max_context_len_to_capture: int | None = None  # tokens; longer contexts run eagerly
-    batch_invariant: bool = False
-
-
-class DecodeKey(NamedTuple):
-    """Which recorded decode step."""
-
-    size: int
-    shares_prefix: bool
 
 
 @dataclass(slots=True)
@@ -158,11 +131,9 @@ class CudaRunner:
         options, decode, mixed = self.options, self._step, self._mixed_step
         steps = []
         # The largest first: the others fit in its memory.
-        for tokens in reversed(options.mixed_tokens):
-            for decodes in reversed(options.mixed_decodes):
-                shape = _recorded(decodes, tokens, options)
-                run = functools.partial(mixed.logits, shape, mixed.begin(shape))
-                steps.append(Recording(shape, functools.partial(mixed.send_padding, shape), run))
+        for shape in options.recorded_mixes():
+            run = functools.partial(mixed.logits, shape, mixed.begin(shape))
+            steps.append(Recording(shape, functools.partial(mixed.send_padding, shape), run))
         for size in reversed(options.graph_sizes):
             for shares in (False, True) if size in options.sharing_sizes else (False,):
                 run = functools.partial(decode.run, size, shares_prefix=shares)
@@ -249,7 +220,7 @@ class CudaRunner:
     def _decode(self, batch: _Batch) -> InFlight:
         """Every request runs the token that was sampled last."""
         count = len(batch.rows)
-        size = next((size for size in self.options.graph_sizes if size >= count), None)
+        size = self.options.recorded_decode(count)
         if size is None or DecodeKey(size, False) not in self._graphs or self._too_long(batch):
             self._place_batch(batch.rows, count)
             self._step.run(count, shares_prefix=False)
@@ -292,7 +263,9 @@ class CudaRunner:
         num_tokens = int(batch.scheduled[chunked].sum())
         shape = None
         if not (wants_all or invariant or self._too_long(batch)):
-            shape = self._recorded_shape(num_decodes, num_chunks, num_tokens)
+            shape = self.options.recorded_mix(num_decodes, num_chunks, num_tokens)
+        if shape not in self._graphs:
+            shape = None
         # What attends only to itself is attended faster, but for recorded steps, whose size makes up for it.
         fresh = chunked & (batch.computed == 0) & (shape is None and not invariant)
         order = np.concatenate([np.flatnonzero(part) for part in (batch.decodes, chunked & ~fresh, fresh)])
@@ -361,15 +334,6 @@ class CudaRunner:
         inputs.sampled_rows[0][: len(ends)] = rows[complete]
         return first + starts[:-1]
 
-    def _recorded_shape(self, num_decodes: int, num_chunks: int, num_tokens: int) -> MixedShape | None:
-        """The smallest recorded step that holds so many decodes, and chunks with so many tokens."""
-        decodes = next((size for size in self.options.mixed_decodes if size >= num_decodes), None)
-        tokens = next((size for size in self.options.mixed_tokens if size >= num_tokens), None)
-        if decodes is None or tokens is None or num_chunks > self.options.mixed_chunks:
-            return None
-        shape = _recorded(decodes, tokens, self.options)
-        return shape if shape in self._graphs else None
-
     def _too_long(self, batch: _Batch) -> bool:
         limit = self.options.max_context_len_to_capture
         return limit is not None and int((batch.computed + batch.scheduled).max()) > limit
@@ -422,12 +386,6 @@ class CudaRunner:
                     prompt_logprobs(logits, tokens, int(self._rows.num_prompt_logprobs[row]))
                 )
         return found
-
-
-def _recorded(decodes: int, tokens: int, options: RunnerOptions) -> MixedShape:
-    """In a recorded step every chunk continues something: it may be nothing."""
-    chunks = options.mixed_chunks
-    return MixedShape(decodes, chunks, tokens, fresh=0, fresh_tokens=0, outputs=decodes + chunks)
 
 
 def _staged_elements(options: RunnerOptions) -> int:

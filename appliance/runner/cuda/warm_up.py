@@ -9,7 +9,8 @@ import torch
 
 from appliance.engine.step import NewRow, SchedulerOutput
 from appliance.protocol.sampling_params import SamplingParams
-from appliance.runner.cuda.model_runner import CudaRunner, RunnerOptions
+from appliance.runner.cuda.model_runner import CudaRunner
+from appliance.runner.cuda.options import RunnerOptions
 
 # Together these take every path through the samplers.
 KINDS = (

@@ -27,7 +27,7 @@ class Sampled:
 
     tokens: np.ndarray  # [N] int64
     logprobs: dict[int, TokenLogprobs]  # by index
-    errors: dict[int, str]  # by index; the token there means nothing
+    errors: dict[int, int]  # by index, its status; the token there means nothing
 
 
 def error_message(status: int) -> str:
@@ -39,14 +39,14 @@ def sample(logits: torch.Tensor, rows: np.ndarray, batch: Rows) -> Sampled:
     """Choose the next token of requests `rows` [N] from `logits` [N, vocab] float32, which is overwritten."""
     # The maximum is NaN or infinite where any logit is NaN or +infinite: one pass tells which requests are broken.
     top = logits.amax(-1)
-    errors = {int(i): error_message(BAD_LOGITS) for i in torch.nonzero(~top.isfinite()).flatten()}
+    errors = {int(i): BAD_LOGITS for i in torch.nonzero(~top.isfinite()).flatten()}
     wanted = np.flatnonzero(batch.num_logprobs[rows] >= 0)
     raw = logits[torch.from_numpy(wanted)] if len(wanted) else None
     edited = edited_rows(rows, batch)
     if len(edited):
         apply_edits(logits, collect_edits(rows[edited], edited, batch))
         empty = edited[(logits[torch.from_numpy(edited)].amax(-1) == -torch.inf).numpy()]
-        errors = {int(i): error_message(NO_TOKEN_LEFT) for i in empty} | errors
+        errors = {int(i): NO_TOKEN_LEFT for i in empty} | errors
     tokens = choose(
         logits,
         batch.temperature[rows],

@@ -12,7 +12,7 @@ from appliance.engine.step import NewRow
 from appliance.runner.cuda.sampler import DeviceSampler, prompt_logprobs
 from appliance.runner.rows import Rows
 from appliance.runner.sampling.logprobs import token_logprobs
-from appliance.runner.sampling.sampler import OK, error_message, sample
+from appliance.runner.sampling.sampler import OK, sample
 from appliance_kernels.triton_kernels.draws import SamplingRows
 from tests.unit.runner.batches import new_row
 
@@ -61,7 +61,7 @@ def compare(rows: Rows, logits: torch.Tensor, order: list[int]) -> None:
     samples = sampler.sample(logits, numbers, torch.tensor(order, dtype=torch.int32, device=DEVICE))
     assert torch.equal(logits, before) or not before.isfinite().all(), "the model's logits were edited"
     tokens, status = samples.tokens_and_status.tolist()
-    assert {i: error_message(s) for i, s in enumerate(status) if s != OK} == want.errors
+    assert {i: s for i, s in enumerate(status) if s != OK} == want.errors
     fine = [i for i in range(len(order)) if i not in want.errors]
     assert [tokens[i] for i in fine] == want.tokens[fine].tolist()
     found = samples.logprobs()

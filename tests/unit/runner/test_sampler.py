@@ -10,6 +10,7 @@ import torch
 
 from appliance.runner.sampling.choose import choose
 from appliance.runner.sampling.random import draw_keys, gumbel_argmax, spread_tokens, uniform
+from appliance.runner.sampling.sampler import BAD_LOGITS, NO_TOKEN_LEFT, error_message
 from tests.unit.runner.batches import new_row, sample_rows
 
 VOCAB = 40
@@ -218,15 +219,16 @@ def test_broken_logits_end_one_request_and_no_other(bad):
     logits = torch.randn(3, VOCAB)
     logits[1, 17] = bad
     sampled = sample_rows(logits, *(new_row(i, [1], temperature=1.0, seed=i) for i in range(3)))
-    assert list(sampled.errors) == [1]
-    assert "NaN" in sampled.errors[1]
+    assert sampled.errors == {1: BAD_LOGITS}
+    assert "NaN" in error_message(BAD_LOGITS)
     clean = sample_rows(logits[[0, 2]], new_row(0, [1], seed=0), new_row(1, [1], seed=2))
     assert sampled.tokens[[0, 2]].tolist() == clean.tokens.tolist()
 
 
 def test_constraints_that_exclude_every_token_end_the_request_with_the_reason():
     row = new_row(0, [1], temperature=0.0, allowed_token_ids=(2,), stop_token_ids=(2,), min_tokens=3)
-    assert "no token is left" in sample_rows(torch.randn(1, VOCAB), row).errors[0]
+    assert sample_rows(torch.randn(1, VOCAB), row).errors == {0: NO_TOKEN_LEFT}
+    assert "no token is left" in error_message(NO_TOKEN_LEFT)
 
 
 @pytest.mark.parametrize(

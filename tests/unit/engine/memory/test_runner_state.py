@@ -16,7 +16,8 @@ from appliance.models.facts import model_facts
 from appliance.runner import host_tier
 from appliance.runner.cuda import model_runner, sampler
 from appliance.runner.cuda.decode_step import AttentionShape
-from appliance.runner.cuda.model_runner import CudaRunner, RunnerOptions
+from appliance.runner.cuda.model_runner import CudaRunner
+from appliance.runner.cuda.options import RunnerOptions
 from appliance_kernels.triton_kernels import attention_shared_prefix
 from appliance_kernels.triton_kernels.attention_configs import card
 from tests.support.tiny_models import CPU, tiny_model
