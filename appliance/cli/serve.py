@@ -29,6 +29,7 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigError(f"{error}.") from error
     import uvloop
 
+    from appliance.keys.errors import KeysError
     from appliance.log_format import configure_logging
     from appliance.server.serve import serve
 
@@ -38,6 +39,9 @@ def run(options: argparse.Namespace) -> int:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(resolved.settings))
+    except KeysError as error:
+        print(f"pagebox serve: {error}", file=sys.stderr)
+        return 1
     except (OSError, ssl.SSLError) as error:
         print(f"pagebox serve: cannot listen on {_address(resolved.settings)}: {error}.", file=sys.stderr)
         return 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -91,6 +92,26 @@ def _listening(settings: Settings, provenance: Provenance) -> str:
     return ""
 
 
+def _open_to_others(settings: Settings, provenance: Provenance) -> str:
+    server = settings.server
+    if server.uds is not None or server.has_keys or server.allow_unauthenticated or _is_loopback(server.host):
+        return ""
+    return (
+        f"host = {server.host} ({provenance['host']}) lets other machines in, and no API keys are configured, so "
+        "anybody there could use the model. Set api-key, or api-keys-file (`pagebox keys add NAME` makes one); or "
+        "allow-unauthenticated, where something in front checks who calls."
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name; whom it reaches is not known here
+        return False
+
+
 def _tls(settings: Settings, provenance: Provenance) -> str:
     has_key, has_certificate = settings.server.ssl_keyfile is not None, settings.server.ssl_certfile is not None
     if has_key == has_certificate:
@@ -147,6 +168,7 @@ _RULES: tuple[Callable[[Settings, Provenance], str], ...] = (
     _split_prompts,
     _eager_or_graphs,
     _listening,
+    _open_to_others,
     _tls,
     _root_path,
     _remote_code,

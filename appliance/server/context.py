@@ -10,10 +10,14 @@ from aiohttp import web
 
 from appliance.config import Settings
 from appliance.engine.client import EngineClient
+from appliance.keys.usage import KeyUsage
 from appliance.protocol.wire import EngineReady
 from appliance.server.admission import AdmissionQueue
+from appliance.server.audit import Audit
 from appliance.server.auth import ApiKeys
+from appliance.server.caller import Caller
 from appliance.server.errors import ApiError, unavailable
+from appliance.server.key_reload import KeyReload
 from appliance.server.limits import TimeLimits
 from appliance.server.metrics import Metrics
 from appliance.server.tokenizer_holder import TokenizerHolder
@@ -32,6 +36,9 @@ class ServerContext:
     admission: AdmissionQueue
     limits: TimeLimits
     keys: ApiKeys
+    key_usage: KeyUsage
+    key_reload: KeyReload | None  # None: there is no file of keys
+    audit: Audit
     draw_seed: Callable[[], int]  # for requests without a seed
     model_names: tuple[str, ...]  # the first is the one in replies
     started: float = field(default_factory=time.monotonic)
@@ -39,16 +46,32 @@ class ServerContext:
     draining: bool = False  # no new work is taken
     has_started: bool = False  # the engine was ready once
 
-    def model_name(self, asked: str | None) -> str:
-        """The name to answer with. Raises a 404 for a model that is not served."""
+    def models_of(self, caller: Caller) -> list[str]:
+        """The names that this caller may ask for."""
+        return [name for name in self.model_names if caller.may_use(name)]
+
+    def model_name(self, asked: str | None, caller: Caller) -> str:
+        """The name to answer with. Raises a 404 for a model that is not served, a 403 for one that the key has not."""
+        allowed = self.models_of(caller)
+        if asked is None and allowed:
+            return allowed[0]
+        if asked in allowed:
+            return asked
         if asked is None or asked in self.model_names:
-            return asked or self.model_names[0]
+            message = f"This API key may not use the model `{asked or self.model_names[0]}`."
+            raise ApiError(403, message, param="model", code="model_not_allowed", outcome="denied")
+        names = ", ".join(allowed) or "none for this API key"
         raise ApiError(
             404,
-            f"The model `{asked[:128]}` does not exist; this server has {', '.join(self.model_names)}.",
+            f"The model `{asked[:128]}` does not exist; this server has {names}.",
             param="model",
             code="model_not_found",
         )
+
+    def reload_keys(self) -> None:
+        """Read the file of keys again, if there is one."""
+        if self.key_reload is not None:
+            self.key_reload.ask()
 
     def ready_engine(self) -> EngineReady:
         """The numbers of the engine. Raises a 503 that says why it cannot take work now."""

@@ -32,6 +32,10 @@ class EngineExit(_Message, frozen=True):
 
 
 class Drain(_Message, frozen=True):
+    leave: bool  # and leave idle connections to the server that comes after this one
+
+
+class ReloadKeys(_Message, frozen=True):
     pass
 
 
@@ -48,7 +52,7 @@ class AllMetrics(_Message, frozen=True):
     families: list[Family]
 
 
-ToProcess = EngineExit | Drain | CollectMetrics | AllMetrics
+ToProcess = EngineExit | Drain | ReloadKeys | CollectMetrics | AllMetrics
 
 # ---- server process -> parent ----------------------------------------------------------------------------------------
 

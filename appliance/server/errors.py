@@ -24,7 +24,10 @@ _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit
 
 
 class ApiError(Exception):
-    """An answer that is not a success. `param` is the request field at fault, `code` is for programs."""
+    """An answer that is not a success. `param` is the request field at fault, `code` is for programs.
+
+    `kind` is what the body calls its type, where the status does not say it all.
+    """
 
     def __init__(
         self,
@@ -33,6 +36,7 @@ class ApiError(Exception):
         *,
         param: str | None = None,
         code: str | None = None,
+        kind: str | None = None,
         headers: Mapping[str, str] | None = None,
         outcome: Outcome | None = None,
     ) -> None:
@@ -41,13 +45,13 @@ class ApiError(Exception):
         self.message = message
         self.param = param
         self.code = code
+        self.kind = kind or _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
         self.headers = dict(headers or {})
         self.outcome: Outcome = outcome or ("client_error" if status < 500 else "server_error")
 
     def body(self) -> bytes:
-        kind = _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         return msgspec.json.encode(
-            ErrorBody(error=ErrorDetail(message=self.message, type=kind, param=self.param, code=self.code))
+            ErrorBody(error=ErrorDetail(message=self.message, type=self.kind, param=self.param, code=self.code))
         )
 
 

@@ -13,6 +13,7 @@ from appliance.protocol.fan_out import fan_out
 from appliance.protocol.openai.common import GenerationRequest
 from appliance.protocol.sampling_params import ParameterError, SamplingParams
 from appliance.protocol.wire import AddRequest, EngineReady
+from appliance.server.caller import Caller
 from appliance.server.errors import bad_request
 from appliance.server.generation import Sequence
 from appliance.text.sequence import SequenceStream
@@ -123,7 +124,7 @@ def make_sequences(
     tokenizer: Tokenizer | None,
     draw_seed: Callable[[], int],
     reply_id: str,
-    key: str,
+    caller: Caller,
 ) -> list[Sequence]:
     """`n` sequences of each prompt, in the order of the choices of the reply. `params` has one entry a prompt."""
     arrival = time.time()
@@ -137,9 +138,9 @@ def make_sequences(
                 prompt_token_ids=prompt.token_ids,
                 sampling=msgspec.structs.replace(sampling, bad_words_token_ids=bad_words),
                 arrival_time=arrival,
-                priority=request.priority or 0,
-                key_id=key,
-                cache_salt=request.cache_salt or "",
+                priority=caller.priority(request.priority),
+                key_id=caller.label,
+                cache_salt=caller.cache_salt(request.cache_salt),
             )
             stream = SequenceStream(tokenizer, prompt.token_ids, sampling)
             sequences.append(Sequence(index=index, prompt_index=prompt_index, request=add, stream=stream))

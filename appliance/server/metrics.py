@@ -111,6 +111,18 @@ class Metrics:
         self._requests = Counter(
             "pagebox:requests", "HTTP requests by outcome and API key", ("outcome", "key"), registry=self.observed
         )
+        self._key_tokens = Counter(
+            "pagebox:key_tokens",
+            "Tokens that were used, by API key; kind is prompt or completion",
+            ("key", "kind"),
+            registry=self.observed,
+        )
+        self._key_refusals = Counter(
+            "pagebox:key_refusals",
+            "Requests refused by a limit of their API key: requests, tokens or concurrency",
+            ("key", "limit"),
+            registry=self.observed,
+        )
         draining = Gauge("pagebox:drain_state", "0: serving; 1: draining, no new requests", registry=self.state)
         draining.set_function(lambda: limits.drain_seconds_left is not None)
         deadline = Gauge(
@@ -138,6 +150,13 @@ class Metrics:
 
     def request_ended(self, outcome: Outcome, key: str) -> None:
         self._requests.labels(outcome, key).inc()
+
+    def tokens_used(self, key: str, prompt: int, completion: int) -> None:
+        self._key_tokens.labels(key, "prompt").inc(prompt)
+        self._key_tokens.labels(key, "completion").inc(completion)
+
+    def key_refused(self, key: str, limit: str) -> None:
+        self._key_refusals.labels(key, limit).inc()
 
     def request_started(self, n: int, max_tokens: int) -> None:
         self._n.observe(n)

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from appliance.server.auth import Access
+from appliance.server.auth import Access, Denied
+from appliance.server.caller import CALLER, Caller
 from appliance.server.context import CONTEXT
 from appliance.server.request_log import log_request
 from appliance.server.request_record import RECORD, RequestRecord, request_id_of
@@ -41,6 +42,10 @@ def observe_middleware(routes: Mapping[tuple[str, str], Route]) -> Middleware:
             outcome = record.outcome or "success"
             if route is None or not route.quiet:
                 context.metrics.request_ended(outcome, record.key)
+                if record.prompt_tokens:
+                    context.metrics.tokens_used(record.key, record.prompt_tokens, record.completion_tokens)
+                if route is None or route.access is not Access.ANYONE:
+                    context.audit.request_ended(request, route.path if route else "(unknown)", status, outcome)
                 if not context.settings.server.disable_log_requests:
                     log_request(record, request.method, route.path if route else "(unknown)", status, outcome)
 
@@ -48,14 +53,27 @@ def observe_middleware(routes: Mapping[tuple[str, str], Route]) -> Middleware:
 
 
 def auth_middleware(routes: Mapping[tuple[str, str], Route]) -> Middleware:
-    """Everything needs a key but what says that anyone may call it; unknown routes too, so that nobody can probe."""
+    """Everything needs a key but what says that anyone may call it; unknown routes too, so that nobody can probe.
+
+    What the key may use in how much time counts around the handler, but for what machines ask every few seconds.
+    """
 
     @web.middleware
     async def authenticate(request: web.Request, handler: Handler) -> web.StreamResponse:
         route = route_of(request, routes)
-        if route is None or route.access is not Access.ANYONE:
-            request[RECORD].key = request.app[CONTEXT].keys.check(request.headers.get("Authorization"))
-        return await handler(request)
+        if route is not None and route.access is Access.ANYONE:
+            return await handler(request)
+        context, record = request.app[CONTEXT], request[RECORD]
+        try:
+            record.key, key = context.keys.check(request.headers.get("Authorization"))
+        except Denied as denied:
+            record.key = denied.key_id
+            raise
+        caller = request[CALLER] = Caller(record.key, key, context.key_usage, context.metrics.key_refused)
+        if route is not None and route.quiet:
+            return await handler(request)
+        with caller.request(record):
+            return await handler(request)
 
     return authenticate
 
@@ -75,3 +93,6 @@ async def add_headers(request: web.Request, response: web.StreamResponse) -> Non
     if record is not None:
         response.headers["X-Request-Id"] = record.request_id
         response.headers["OpenAI-Processing-Ms"] = str(int((time.monotonic() - record.started) * 1000))
+    caller = request.get(CALLER)
+    if caller is not None:
+        response.headers.update(caller.headers())

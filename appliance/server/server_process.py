@@ -20,6 +20,7 @@ from pathlib import Path
 
 from appliance.config import Settings, settings_from_json
 from appliance.engine.client import EngineClient
+from appliance.keys.usage import KeyUsage
 from appliance.log_format import configure_logging
 from appliance.server import metric_families
 from appliance.server.admission import WaitingCounts
@@ -32,6 +33,7 @@ from appliance.server.control import (
     Drained,
     EngineExit,
     OwnMetrics,
+    ReloadKeys,
     ScrapeMetrics,
     TokenizerLoaded,
     ToProcess,
@@ -50,9 +52,9 @@ SCRAPE_SECONDS = 5.0
 class ServerProcess:
     """The application, and its end of the control channel."""
 
-    def __init__(self, settings: Settings, engine_socket: Path, waiting: WaitingCounts) -> None:
+    def __init__(self, settings: Settings, engine_socket: Path, waiting: WaitingCounts, key_usage: KeyUsage) -> None:
         self._client = EngineClient(engine_socket)
-        app = create_app(settings, self._client, functools.partial(load_tokenizer, settings), waiting)
+        app = create_app(settings, self._client, functools.partial(load_tokenizer, settings), waiting, key_usage)
         self._context: ServerContext = app[CONTEXT]
         self._context.exposition = self._exposition
         self._server = HttpServer(app)
@@ -80,8 +82,10 @@ class ServerProcess:
         match message:
             case EngineExit(reason, final):
                 self._client.report_exit(reason, final=final)
-            case Drain():
-                self._start(self._drain())
+            case Drain(leave):
+                self._start(self._drain(leave))
+            case ReloadKeys():
+                self._context.reload_keys()
             case CollectMetrics(ticket):
                 own = metric_families.families_of(self._context.metrics.observed)
                 self._writer.write(frame(OwnMetrics(ticket, own)))
@@ -105,7 +109,9 @@ class ServerProcess:
         if await self._context.tokenizers.loaded():
             self._writer.write(frame(TokenizerLoaded()))
 
-    async def _drain(self) -> None:
+    async def _drain(self, leave: bool) -> None:
+        if leave:
+            await self._server.leave()
         await self._server.drain()
         self._writer.write(frame(Drained()))
 
@@ -133,18 +139,21 @@ def main() -> None:
     parser.add_argument("--number", type=int, required=True, help="which of the processes this is, from 0")
     parser.add_argument("--engine-socket", type=Path, required=True)
     parser.add_argument("--waiting", type=Path, required=True, help="file that the processes share to count what waits")
+    parser.add_argument("--key-usage", type=Path, required=True, help="the same, for what each API key uses")
+    parser.add_argument("--processes", type=int, required=True, help="how many of them there are")
     parser.add_argument("--control", type=int, required=True, help="file descriptor of the control channel")
     parser.add_argument("--connections", type=int, required=True, help="file descriptor through which connections come")
     options = parser.parse_args()
-    for signum in (signal.SIGTERM, signal.SIGINT):
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(signum, signal.SIG_IGN)
     settings = settings_from_json(sys.stdin.buffer.read())
     configure_logging(settings.server.log_format)
     with options.waiting.open("r+b") as file:
         waiting = WaitingCounts(mmap.mmap(file.fileno(), 0), options.number)
+    key_usage = KeyUsage.shared(options.key_usage, options.number, options.processes)
     control, connections = socket.socket(fileno=options.control), socket.socket(fileno=options.connections)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(ServerProcess(settings, options.engine_socket, waiting).run(control, connections))
+        runner.run(ServerProcess(settings, options.engine_socket, waiting, key_usage).run(control, connections))
 
 
 if __name__ == "__main__":

@@ -10,15 +10,18 @@ import mmap
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from appliance.config import Settings, settings_to_json
+from appliance.keys.usage import KeyUsage
 from appliance.server.admission import WaitingCounts
 from appliance.server.control import (
     Drain,
     Drained,
     EngineExit,
     OwnMetrics,
+    ReloadKeys,
     ScrapeMetrics,
     TokenizerLoaded,
     ToParent,
@@ -56,18 +59,25 @@ class ServerProcesses:
         shared.write_bytes(bytes(WaitingCounts.bytes_for(count)))
         with shared.open("r+b") as file:
             memory = mmap.mmap(file.fileno(), 0)
+        usage = folder / "key-usage"
+        KeyUsage.create(usage, count)
+        command = [
+            *(sys.executable, "-m", "appliance.server.server_process", "--engine-socket", str(engine_socket)),
+            *("--waiting", str(shared), "--key-usage", str(usage), "--processes", str(count)),
+        ]
+        self._key_usage = KeyUsage.shared(usage, 0, count)
         self._processes = [
-            _Process(number, settings, engine_socket, shared, WaitingCounts(memory, number), self)
-            for number in range(count)
+            _Process(number, settings, command, WaitingCounts(memory, number), self) for number in range(count)
         ]
         self._metrics = MetricsExchange()
         self._handed_out = 0  # connections
         self._engine_exit: EngineExit | None = None  # only when it was for good
         self.stopping = False
 
-    async def start(self) -> str:
-        """Listen, and start the processes; returns the URL. Raises OSError or ssl.SSLError."""
-        self._listening = listen(self._settings.server)
+    async def start(self, inherited: Sequence[socket.socket] = ()) -> str:
+        """Listen, at `inherited` sockets if there are any, and start the processes; returns the URL. Raises OSError or
+        ssl.SSLError."""
+        self._listening = listen(self._settings.server, inherited)
         for process in self._processes:
             process.start()
         return self._listening.url
@@ -79,11 +89,24 @@ class ServerProcesses:
         for process in self._processes:
             process.send(report)
 
-    async def drain(self) -> None:
-        """Have all processes drain; returns when they have."""
-        self.stopping = True
+    def reload_keys(self) -> None:
         for process in self._processes:
-            process.send(Drain())
+            process.send(ReloadKeys())
+
+    def describe(self) -> str:
+        """What they do, in one line for people."""
+        ready = sum(process.is_ready for process in self._processes)
+        return f"{'Draining' if self.stopping else 'Serving'}: {ready} of {len(self._processes)} processes are ready"
+
+    async def drain(self) -> None:
+        """Have all processes drain; returns when they have. Inherited sockets are left to whoever listens at them
+        next."""
+        self.stopping = True
+        leave = self._listening is not None and self._listening.outlives_us
+        if leave:
+            self._stop_accepting()
+        for process in self._processes:
+            process.send(Drain(leave))
         await asyncio.gather(*(process.drained.wait() for process in self._processes))
 
     async def stop(self) -> None:
@@ -103,6 +126,7 @@ class ServerProcesses:
 
     def ended(self, process: _Process) -> None:
         self._metrics.ended(process.number)
+        self._key_usage.forget_process(process.number)
 
     def received(self, process: _Process, message: ToParent) -> None:
         match message:
@@ -155,8 +179,7 @@ class _Process:
         self,
         number: int,
         settings: Settings,
-        engine_socket: Path,
-        shared: Path,
+        command: list[str],
         waiting: WaitingCounts,
         parent: ServerProcesses,
     ) -> None:
@@ -164,10 +187,7 @@ class _Process:
         self.is_ready = False
         self.drained = asyncio.Event()  # nothing runs in it that a drain waits for
         self._settings = _for_process(settings, number)
-        self._command = [
-            *(sys.executable, "-m", "appliance.server.server_process", "--number", str(number)),
-            *("--engine-socket", str(engine_socket), "--waiting", str(shared)),
-        ]
+        self._command = [*command, "--number", str(number)]
         self._waiting = waiting
         self._parent = parent
         self._process: asyncio.subprocess.Process | None = None

@@ -17,7 +17,7 @@ class ServerSettings:
     host: str = setting(
         "127.0.0.1",
         purpose="Address to listen on. Only this machine by default, as the server is meant to stand behind NGINX, "
-        "which brings TLS; 0.0.0.0 or :: listens on every interface.",
+        "which brings TLS; 0.0.0.0 or :: listens on every interface, which needs API keys.",
         typical="127.0.0.1 behind a proxy, 0.0.0.0 in a private network.",
     )
     port: int = setting(
@@ -68,15 +68,36 @@ class ServerSettings:
         "one. Keys given as flags can be read by every user of the machine with `ps`; use the environment or a file "
         "there.",
         typical="One key per client, 32 random bytes each.",
-        when_unset="Everybody who reaches the server may call it.",
+        when_unset="Only those of api-keys-file; without both the server is for this machine alone.",
         secret=True,
     )
     api_keys_file: str | None = setting(
         None,
-        purpose="YAML file of hashed keys with names and limits, read again when it changes.",
-        typical="/etc/pagebox/keys.yaml.",
-        when_unset="No file.",
-        not_built="The key file is not built yet; give keys with api-key.",
+        purpose="Where the hashed keys are, each with a name, limits and an expiry: a YAML file, ssm:///NAME (SSM "
+        "Parameter Store) or secretsmanager:///NAME. `pagebox keys` writes the file; docs/api-keys.md explains it. A "
+        "file is read again when it changes, AWS every minute, both at SIGHUP. Keys of api-key are valid beside these.",
+        throughput="Some 30 microseconds of a server process per request.",
+        typical="/etc/pagebox/keys.yaml; ssm:///pagebox/keys for many machines.",
+        when_unset="Only the keys of api-key.",
+    )
+    api_keys_pepper: str | None = setting(
+        None,
+        purpose="Where the pepper of the hashed keys is, the secret without which they verify nothing: a file, "
+        "ssm:///NAME or secretsmanager:///NAME.",
+        typical="Unset.",
+        when_unset="systemd's credential api-keys-pepper, else the file of keys with the suffix .pepper.",
+    )
+    allow_unauthenticated: bool = setting(
+        False,
+        purpose="Listen beyond this machine without any API key: whoever reaches the server may use the model.",
+        typical="Off; on where a proxy in front checks who calls.",
+    )
+    audit_log: str | None = setting(
+        None,
+        purpose="File that gets one JSON line for each request that needs a key and each change of the keys: who, "
+        "what, how it ended. Never a key, never a prompt. It may be moved away while the server runs.",
+        typical="/var/log/pagebox/audit.jsonl.",
+        when_unset="No audit log.",
     )
     ssl_keyfile: str | None = setting(
         None,
@@ -187,3 +208,8 @@ class ServerSettings:
         when_unset="Reasoning stays in the text.",
         not_built="Parsing reasoning is not built yet.",
     )
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether callers need one."""
+        return bool(self.api_key) or self.api_keys_file is not None

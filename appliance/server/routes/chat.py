@@ -12,6 +12,7 @@ from appliance.protocol.openai.chat import ChatCompletionRequest
 from appliance.protocol.sampling_params import SamplingParams
 from appliance.protocol.wire import EngineReady
 from appliance.server.body import json_response, read_request
+from appliance.server.caller import CALLER
 from appliance.server.chat_messages import template_messages
 from appliance.server.chat_reply import ChatReply
 from appliance.server.context import CONTEXT
@@ -35,9 +36,9 @@ from appliance.text.tokenizer import Tokenizer
 
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
-    context, record = request.app[CONTEXT], request[RECORD]
+    context, record, caller = request.app[CONTEXT], request[RECORD], request[CALLER]
     body = await read_request(request, ChatCompletionRequest)
-    head = new_head("chatcmpl", context.model_name(body.model))
+    head = new_head("chatcmpl", context.model_name(body.model, caller))
     ready, tokenizer = context.ready_engine(), context.tokenizers.tokenizer
     _check(body, context.settings)
     messages = template_messages(body.messages)
@@ -49,8 +50,9 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
         check_prompt(prompt.token_ids, ready, _names(body))
         ticket.resize(params.n, params.n * len(prompt.token_ids))
         params = _params(body, ready, len(prompt.token_ids))
+        caller.hold_tokens(len(prompt.token_ids), params.n * (params.max_tokens or 0), asked=_asked(body) is not None)
         record.note_prompt(messages[-1]["content"], context.settings.server.max_log_len)
-        sequences = make_sequences(body, [prompt], [params], tokenizer, context.draw_seed, head.id, record.key)
+        sequences = make_sequences(body, [prompt], [params], tokenizer, context.draw_seed, head.id, caller)
         generation = Generation(context.engine, context.metrics, record, ticket, sequences)
         reply = ChatReply(head, body, tokenizer, prompt, messages[-1], context.settings.server.response_role)
         if body.stream:
@@ -73,9 +75,13 @@ def _names(body: ChatCompletionRequest) -> ParamNames:
     return ParamNames(prompt="messages", max_tokens=max_tokens, logprobs="top_logprobs")
 
 
+def _asked(body: ChatCompletionRequest) -> int | None:
+    """The longest reply that the client wants, if it says so."""
+    return body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+
+
 def _params(body: ChatCompletionRequest, ready: EngineReady, prompt_tokens: int) -> SamplingParams:
-    asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
-    max_tokens = room_for_tokens(prompt_tokens, asked, None, ready.max_model_len, _names(body))
+    max_tokens = room_for_tokens(prompt_tokens, _asked(body), None, ready.max_model_len, _names(body))
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     params = sampling_params(body, max_tokens=max_tokens, logprobs=logprobs, prompt_logprobs=body.prompt_logprobs)
     validate_sampling(params, ready.vocab_size, _names(body))

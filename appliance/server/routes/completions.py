@@ -9,6 +9,7 @@ from appliance.protocol.openai.completions import CompletionRequest
 from appliance.protocol.sampling_params import SamplingParams
 from appliance.protocol.wire import EngineReady
 from appliance.server.body import json_response, read_request
+from appliance.server.caller import CALLER
 from appliance.server.completion_reply import CompletionReply, asks_for_prompt_only
 from appliance.server.context import CONTEXT, ServerContext
 from appliance.server.errors import bad_request
@@ -35,9 +36,9 @@ _NAMES = ParamNames(prompt="prompt")
 
 
 async def completions(request: web.Request) -> web.StreamResponse:
-    context, record = request.app[CONTEXT], request[RECORD]
+    context, record, caller = request.app[CONTEXT], request[RECORD], request[CALLER]
     body = await read_request(request, CompletionRequest)
-    head = new_head("cmpl", context.model_name(body.model))
+    head = new_head("cmpl", context.model_name(body.model, caller))
     ready, tokenizer = context.ready_engine(), context.tokenizers.optional
     _check(body, context.settings)
     raw = _prompts(body.prompt)
@@ -48,8 +49,13 @@ async def completions(request: web.Request) -> web.StreamResponse:
         prompts = await _tokenized(raw, body, context, ready)
         ticket.resize(n * len(raw), n * sum(len(prompt.token_ids) for prompt in prompts))
         params = [_params(body, ready, len(prompt.token_ids)) for prompt in prompts]
+        caller.hold_tokens(
+            sum(len(prompt.token_ids) for prompt in prompts),
+            sum(n * (one.max_tokens or 0) for one in params),
+            asked=True,
+        )
         record.note_prompt(prompts[0].text or "", context.settings.server.max_log_len)
-        sequences = make_sequences(body, prompts, params, tokenizer, context.draw_seed, head.id, record.key)
+        sequences = make_sequences(body, prompts, params, tokenizer, context.draw_seed, head.id, caller)
         generation = Generation(
             context.engine, context.metrics, record, ticket, sequences, prompt_only=asks_for_prompt_only(body)
         )

@@ -11,6 +11,7 @@ from appliance.protocol.openai.tokenize import (
     TokenizeResponse,
 )
 from appliance.server.body import json_response, read_request
+from appliance.server.caller import CALLER
 from appliance.server.chat_messages import template_messages
 from appliance.server.context import CONTEXT
 from appliance.server.errors import bad_request
@@ -20,7 +21,7 @@ from appliance.text.tokenizer import Tokenizer
 async def tokenize(request: web.Request) -> web.StreamResponse:
     context = request.app[CONTEXT]
     body = await read_request(request, TokenizeRequest)
-    context.model_name(body.model)
+    context.model_name(body.model, request[CALLER])
     if (body.prompt is None) == (body.messages is None):
         raise bad_request("Send either `prompt` or `messages`.", "prompt", "invalid_value")
     if body.prompt is not None:
@@ -40,7 +41,7 @@ async def tokenize(request: web.Request) -> web.StreamResponse:
 async def detokenize(request: web.Request) -> web.StreamResponse:
     context = request.app[CONTEXT]
     body = await read_request(request, DetokenizeRequest)
-    context.model_name(body.model)
+    context.model_name(body.model, request[CALLER])
     limit = context.tokenizers.tokenizer.vocab_size
     for i, token in enumerate(body.tokens):
         if not 0 <= token < limit:

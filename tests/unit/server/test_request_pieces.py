@@ -95,8 +95,8 @@ def test_a_request_that_says_nothing_has_the_default_parameters() -> None:
 
 def test_keys_are_told_apart_by_label_and_the_wrong_ones_refused() -> None:
     keys = ApiKeys(("one", "two"))
-    assert keys.check("Bearer one") == "key-0"
-    assert keys.check("bearer two ") == "key-1"
+    assert keys.check("Bearer one") == ("key-0", None)
+    assert keys.check("bearer two ") == ("key-1", None)
     for wrong in (None, "", "one", "Bearer three", "Basic one", "Bearer"):
         with pytest.raises(ApiError) as caught:
             keys.check(wrong)
