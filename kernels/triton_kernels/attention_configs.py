@@ -13,15 +13,39 @@ SHARED_MEMORY = {(8, 0): 163 << 10, (8, 6): 99 << 10, (8, 7): 163 << 10, (8, 9):
 SMALLEST_SHARED_MEMORY = 99 << 10
 
 
+HOPPER_UNIT = 16  # tokens of one copy of Hopper's decode kernel
+
+
+@dataclass(frozen=True, slots=True)
+class HopperRing:
+    """How Hopper's decode kernel keeps keys and values in shared memory."""
+
+    tile: int  # tokens multiplied at once
+    num_stages: int  # tiles of keys and of values
+
+
 @dataclass(frozen=True, slots=True)
 class DecodeConfig:
-    """How the decode kernel is cut. Its grid is `num_programs`, whatever the batch."""
+    """How the decode kernels are cut. Their grid is `num_programs`, whatever the batch.
+
+    `tile`, `num_warps` and `num_stages` are the portable kernel's.
+    """
 
     tile: int  # tokens read at once
     num_programs: int
     min_tiles: int  # a program has at least so many tiles: below that, splitting costs more than it gains
     num_warps: int
     num_stages: int
+    unit: int | None = None  # work is divided at multiples of so many tokens; None: of a tile, or of HOPPER_UNIT
+    hopper: HopperRing | None = None  # for Hopper's kernel, where it fits; None: always the portable one
+
+    @property
+    def unit_tokens(self) -> int:
+        return self.unit or (HOPPER_UNIT if self.hopper else self.tile)
+
+    @property
+    def min_units(self) -> int:
+        return self.min_tiles * self.tile // self.unit_tokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """Attention of one new token a request over its paged keys and values: bound by reading the cache.
 
-`attention_decode_plan` cuts the tiles of the batch into equal parts, one a program. Where a cut falls within a head,
+`attention_decode_plan` cuts the contexts of the batch into equal parts, one a program. Where a cut falls within a head,
 the programs on both sides leave what they have (Dao et al. 2023, "flash decoding") and the last one to arrive puts it
-together; a head that lies within one program is written at once.
+together; a head that lies within one program is written at once. Hopper has a kernel of its own for the usual shapes.
 """
 
 from __future__ import annotations
@@ -19,63 +19,12 @@ from appliance_kernels.triton_kernels.attention_common import (
     check_cache_layout,
     score_factors,
 )
-from appliance_kernels.triton_kernels.attention_configs import DecodeConfig, decode_config
+from appliance_kernels.triton_kernels.attention_configs import HOPPER_UNIT, DecodeConfig, decode_config
+from appliance_kernels.triton_kernels.attention_decode_finish import finish
 from appliance_kernels.triton_kernels.attention_decode_plan import DecodePlan, first_token, plan_decode
 from appliance_kernels.triton_kernels.fp8_e4m3 import cache_operand
 
 QUERY_ROWS = 16  # query heads are padded to this: the fewest rows of a matrix instruction
-
-
-@triton.jit
-def finish(
-    acc,  # [ROWS, DIM_PAD] float32
-    peak,  # [ROWS] float32
-    weight,  # [ROWS] float32
-    out,
-    out_stride_row,
-    out_stride_head,
-    prefix_acc,
-    prefix_stats,
-    shared_lens,
-    num_prefix_splits,
-    num_requests,
-    request,
-    head,
-    length,
-    HEADS_PER_KV: tl.constexpr,
-    NUM_KV_HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    DIM_PAD: tl.constexpr,
-    ROWS: tl.constexpr,
-    HAS_SHARED: tl.constexpr,
-):
-    """Add what the shared prefix contributes, and write the outputs of one request and key/value head."""
-    row = tl.arange(0, ROWS)
-    dim = tl.arange(0, DIM_PAD)
-    exists = row < HEADS_PER_KV
-    stored = exists[:, None] & (dim < HEAD_DIM)[None, :]
-    q_head = head * HEADS_PER_KV + row
-    if HAS_SHARED:
-        shares = (tl.load(shared_lens + request) > 0) & (length > 0)
-        for split in range(tl.where(shares, num_prefix_splits, 0)):
-            source = (split * num_requests + request) * (NUM_KV_HEADS * HEADS_PER_KV) + q_head
-            other_peak = tl.load(prefix_stats + source * 2, mask=exists, other=NOTHING_SEEN)
-            other_weight = tl.load(prefix_stats + source * 2 + 1, mask=exists, other=0.0)
-            # a split that saw nothing of the prefix has left no acc
-            other = tl.load(
-                prefix_acc + source.to(tl.int64)[:, None] * HEAD_DIM + dim[None, :],
-                mask=stored & (other_weight > 0)[:, None],
-                other=0.0,
-            )
-            new_peak = tl.maximum(peak, other_peak)
-            shrink = tl.exp2(peak - new_peak)
-            other_shrink = tl.exp2(other_peak - new_peak)
-            acc = acc * shrink[:, None] + other * other_shrink[:, None]
-            weight = weight * shrink + other_weight * other_shrink
-            peak = new_peak
-    result = acc / tl.where(weight > 0, weight, 1.0)[:, None]
-    target = out + request.to(tl.int64) * out_stride_row + q_head[:, None] * out_stride_head + dim[None, :]
-    tl.store(target, result.to(out.dtype.element_ty), mask=stored)
 
 
 @triton.jit(
@@ -84,9 +33,9 @@ def finish(
         "tables",
         "seq_lens",
         "shared_lens",
-        "tile_start",
+        "unit_start",
         "first_request",
-        "tiles_per_program",
+        "units_per_program",
     ],
 )
 def decode_kernel(
@@ -96,9 +45,9 @@ def decode_kernel(
     seq_lens,
     shared_lens,
     out,
-    tile_start,
+    unit_start,
     first_request,
-    tiles_per_program,
+    units_per_program,
     counters,
     partial_acc,
     partial_stats,
@@ -122,6 +71,7 @@ def decode_kernel(
     DIM_PAD: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     TILE: tl.constexpr,
+    UNIT: tl.constexpr,
     ROWS: tl.constexpr,
     MERGED: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
@@ -129,9 +79,9 @@ def decode_kernel(
     HAS_SHARED: tl.constexpr,
 ):
     program = tl.program_id(0)
-    part = tl.load(tiles_per_program)
+    part = tl.load(units_per_program)
     begin = program * part
-    end = tl.minimum(begin + part, tl.load(tile_start + num_requests) * NUM_KV_HEADS)
+    end = tl.minimum(begin + part, tl.load(unit_start + num_requests) * NUM_KV_HEADS)
     request = tl.load(first_request + program)  # of a program without a part: the last, and not used
 
     row = tl.arange(0, ROWS)
@@ -139,19 +89,20 @@ def decode_kernel(
     in_q = (row < HEADS_PER_KV)[:, None] & (dim < HEAD_DIM)[None, :]
     position = begin
     while position < end:
-        line_start = tl.load(tile_start + request) * NUM_KV_HEADS
-        line_end = tl.load(tile_start + request + 1) * NUM_KV_HEADS
+        line_start = tl.load(unit_start + request) * NUM_KV_HEADS
+        line_end = tl.load(unit_start + request + 1) * NUM_KV_HEADS
         length = tl.load(seq_lens + request)
         shared = length * 0
         if HAS_SHARED:
             shared = tl.load(shared_lens + request)
         first = first_token(length, shared, window, HAS_WINDOW, HAS_SHARED)
 
-        tiles = (line_end - line_start) // NUM_KV_HEADS
-        head = (position - line_start) // tiles
-        head_start = line_start + head * tiles
-        count = tl.minimum(head_start + tiles, end) - position
-        token = (first // TILE + position - head_start) * TILE
+        units = (line_end - line_start) // NUM_KV_HEADS
+        head = (position - line_start) // units
+        head_start = line_start + head * units
+        count = tl.minimum(head_start + units, end) - position
+        token = (first // UNIT + position - head_start) * UNIT
+        stop = token + count * UNIT
 
         q_heads = (head * HEADS_PER_KV + row)[:, None] * q_stride_head
         queries = tl.load(
@@ -165,7 +116,7 @@ def decode_kernel(
             tl.full([ROWS], NOTHING_SEEN, tl.float32),
             tl.zeros([ROWS], tl.float32),
             token,
-            token + count * TILE,
+            stop,
             kv_cache + head * (BLOCK_SIZE * HEAD_DIM),
             NUM_KV_HEADS * BLOCK_SIZE * HEAD_DIM,
             block_stride,
@@ -173,7 +124,7 @@ def decode_kernel(
             tl.zeros([ROWS], tl.int32) + first,
             tl.zeros([ROWS], tl.int32) + (length - 1),
             first,
-            length,
+            tl.minimum(length, stop),
             score_scale,
             softcap_log2,
             HEAD_DIM,
@@ -183,7 +134,7 @@ def decode_kernel(
             True,
             HAS_SOFTCAP,
         )
-        if count == tiles:
+        if count == units:
             finish(
                 acc,
                 peak,
@@ -216,7 +167,7 @@ def decode_kernel(
             tl.store(partial_acc + slot[:, None] * HEAD_DIM + dim[None, :], acc, mask=in_q)
             tl.debug_barrier()  # all threads have stored before one of them says so
             left = head_start // part  # the program that the head begins in ...
-            right = (head_start + tiles - 1) // part  # ... and the one it ends in
+            right = (head_start + units - 1) // part  # ... and the one it ends in
             counter = counters + request * NUM_KV_HEADS + head
             arrived = tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu")
             if arrived == right - left:
@@ -351,6 +302,27 @@ def launch_decode(
     dim_pad = triton.next_power_of_2(head_dim)
     score_scale, softcap_log2 = score_factors(scale, softcap)
     shared = plan.num_shared_tokens
+    if config.hopper:
+        from appliance_kernels.triton_kernels.attention_decode_hopper import fits_hopper, launch_hopper
+
+        if fits_hopper(q, kv_cache) and config.unit_tokens == HOPPER_UNIT:
+            launch_hopper(
+                q,
+                kv_cache,
+                block_tables,
+                seq_lens,
+                shared,
+                out,
+                (plan.unit_start, plan.first_request, plan.units_per_program),
+                (workspace.counters, workspace.partial_acc, workspace.partial_stats),
+                prefix,
+                (score_scale, softcap_log2),
+                num_programs=config.num_programs,
+                ring=config.hopper,
+                sliding_window=plan.sliding_window,
+                has_softcap=softcap is not None,
+            )
+            return out
     prefix_acc, prefix_stats = prefix or (workspace.partial_acc, workspace.partial_stats)
     decode_kernel[(config.num_programs,)](
         q,
@@ -359,9 +331,9 @@ def launch_decode(
         seq_lens,
         seq_lens if shared is None else shared,
         out,
-        plan.tile_start,
+        plan.unit_start,
         plan.first_request,
-        plan.tiles_per_program,
+        plan.units_per_program,
         workspace.counters,
         workspace.partial_acc,
         workspace.partial_stats,
@@ -385,6 +357,7 @@ def launch_decode(
         DIM_PAD=dim_pad,
         BLOCK_SIZE=block_size,
         TILE=config.tile,
+        UNIT=config.unit_tokens,
         ROWS=max(QUERY_ROWS, heads_pad),
         MERGED=max(1, min(32, 8192 // (heads_pad * dim_pad))),
         HAS_WINDOW=plan.sliding_window is not None,

@@ -1,8 +1,9 @@
 """How the work of one decode step is divided among the programs of the decode kernel, on the device.
 
-The tiles of all requests and key/value heads form one line, request after request, which is cut into equal parts, one
-a program (the stream-K decomposition of Osama et al. 2023 applied to attention). So a program reads as much as any
-other whatever the lengths, the grid depends on the card only, and a captured launch serves every context length.
+The contexts of all requests and key/value heads, in units of a few tokens, stand one after another and are cut into
+equal parts, one a program (the stream-K decomposition of Osama et al. 2023 applied to attention). So a program reads as
+much as any other whatever the lengths, the grid depends on the card only, and a captured launch serves every context
+length.
 """
 
 from __future__ import annotations
@@ -32,26 +33,26 @@ def first_token(length, shared, window, HAS_WINDOW: tl.constexpr, HAS_SHARED: tl
 # Nothing that changes from step to step is specialized, not even by alignment: a new variant would be compiled while
 # requests wait.
 @triton.jit(
-    do_not_specialize=["num_requests", "num_programs", "min_tiles", "window"],
-    do_not_specialize_on_alignment=["seq_lens", "shared_lens", "tile_start", "first_request", "tiles_per_program"],
+    do_not_specialize=["num_requests", "num_programs", "min_units", "window"],
+    do_not_specialize_on_alignment=["seq_lens", "shared_lens", "unit_start", "first_request", "units_per_program"],
 )
 def plan_kernel(
     seq_lens,
     shared_lens,
-    tile_start,
+    unit_start,
     first_request,
-    tiles_per_program,
+    units_per_program,
     num_requests,
     num_programs,
-    min_tiles,
+    min_units,
     window,
     NUM_KV_HEADS: tl.constexpr,
-    TILE: tl.constexpr,
+    UNIT: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     HAS_SHARED: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    """Program r places request r on the line, and names it to the programs whose part begins in it."""
+    """Program r places request r among the others, and names it to the programs whose part begins in it."""
     request = tl.program_id(0)
     before = 0
     own = 0
@@ -64,16 +65,16 @@ def plan_kernel(
         if HAS_SHARED:
             shared = tl.load(shared_lens + row, mask=here, other=0)
         first = first_token(length, shared, window, HAS_WINDOW, HAS_SHARED)
-        # one tile even of nothing: an empty row of a padded batch gets its zeros like any other output
-        tiles = tl.where(here, tl.maximum(tl.cdiv(length, TILE) - first // TILE, 1), 0)
-        before += tl.sum(tl.where(row < request, tiles, 0))
-        own += tl.sum(tl.where(row == request, tiles, 0))
-        total += tl.sum(tiles)
-    part = tl.maximum(tl.cdiv(total * NUM_KV_HEADS, num_programs), min_tiles)
-    tl.store(tile_start + request, before)
+        # one unit even of nothing: an empty row of a padded batch gets its zeros like any other output
+        units = tl.where(here, tl.maximum(tl.cdiv(length, UNIT) - first // UNIT, 1), 0)
+        before += tl.sum(tl.where(row < request, units, 0))
+        own += tl.sum(tl.where(row == request, units, 0))
+        total += tl.sum(units)
+    part = tl.maximum(tl.cdiv(total * NUM_KV_HEADS, num_programs), min_units)
+    tl.store(unit_start + request, before)
     if request == num_requests - 1:
-        tl.store(tile_start + num_requests, total)
-        tl.store(tiles_per_program, part)
+        tl.store(unit_start + num_requests, total)
+        tl.store(units_per_program, part)
     first_program = tl.cdiv(before * NUM_KV_HEADS, part)
     end_program = tl.cdiv((before + own) * NUM_KV_HEADS, part)
     # programs without a part get the last request, so that none reads what nobody wrote
@@ -90,9 +91,9 @@ class DecodePlan:
     config: DecodeConfig
     sliding_window: int | None
     num_shared_tokens: torch.Tensor | None
-    tile_start: torch.Tensor  # [R + 1] tiles of one key/value head in the requests before each
+    unit_start: torch.Tensor  # [R + 1] units of one key/value head in the requests before each
     first_request: torch.Tensor  # [num_programs] the request in which each program's part begins
-    tiles_per_program: torch.Tensor  # [1]
+    units_per_program: torch.Tensor  # [1]
 
 
 def plan_decode(
@@ -114,22 +115,22 @@ def plan_decode(
         config,
         sliding_window,
         num_shared_tokens,
-        tile_start=buffer[: num_requests + 1],
+        unit_start=buffer[: num_requests + 1],
         first_request=buffer[num_requests + 1 : -1],
-        tiles_per_program=buffer[-1:],
+        units_per_program=buffer[-1:],
     )
     plan_kernel[(num_requests,)](
         seq_lens,
         seq_lens if num_shared_tokens is None else num_shared_tokens,
-        plan.tile_start,
+        plan.unit_start,
         plan.first_request,
-        plan.tiles_per_program,
+        plan.units_per_program,
         num_requests,
         config.num_programs,
-        config.min_tiles,
+        config.min_units,
         sliding_window or 0,
         NUM_KV_HEADS=num_kv_heads,
-        TILE=config.tile,
+        UNIT=config.unit_tokens,
         HAS_WINDOW=sliding_window is not None,
         HAS_SHARED=num_shared_tokens is not None,
         CHUNK=PLAN_CHUNK,

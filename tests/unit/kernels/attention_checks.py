@@ -134,7 +134,9 @@ def check_mixed(requests, *, window=None, softcap=None, config=SMALL_TILES, **sh
     assert_close(out, batch.reference(window, softcap), batch.kv_cache.dtype)
 
 
-def check_shared(lengths, shared_blocks, *, alone=(), window=None, softcap=None, splits=3, **shape):
+def check_shared(
+    lengths, shared_blocks, *, alone=(), window=None, softcap=None, splits=3, decode=SMALL_DECODE, **shape
+):
     """Requests that share their first blocks, and then some that share nothing."""
     block_size = shape.get("block_size", 16)
     batch = make_batch([(1, length) for length in lengths], shared_blocks=shared_blocks, **shape)
@@ -142,12 +144,12 @@ def check_shared(lengths, shared_blocks, *, alone=(), window=None, softcap=None,
     shared[list(alone)] = 0
     out = batch.poisoned_out()
     num_q_heads, (num_kv_heads, head_dim) = batch.q.shape[1], batch.kv_cache.shape[2:5:2]
-    workspace = shared_prefix_workspace(len(lengths), num_q_heads, num_kv_heads, head_dim, splits, SMALL_DECODE, DEVICE)
+    workspace = shared_prefix_workspace(len(lengths), num_q_heads, num_kv_heads, head_dim, splits, decode, DEVICE)
     for scratch in (workspace.prefix_acc, workspace.prefix_stats, workspace.decode.partial_acc):
         scratch.fill_(torch.nan)
     tables = batch.tables.clone()
     tables[[r for r in range(len(lengths)) if r not in alone], :shared_blocks] = -(2**30)  # never read
-    plan = plan_decode(batch.seq_lens, num_kv_heads, SMALL_DECODE, sliding_window=window, num_shared_tokens=shared)
+    plan = plan_decode(batch.seq_lens, num_kv_heads, decode, sliding_window=window, num_shared_tokens=shared)
     shared_prefix_decode_attention(
         batch.q,
         batch.kv_cache,

@@ -40,6 +40,47 @@ class Memory:
     def store(self, value: torch.Tensor) -> None:
         self.data.copy_(value)
 
+    def _reinterpret(self, dtype: torch.dtype, shape: list[int], layout: object) -> Tiles:
+        """These bytes as [N, rows, columns] tiles, which swizzled by 128 bytes are made of panels of 64 columns."""
+        number, rows, columns = shape
+        return Tiles(self.data.view(number, columns // 64, rows, 64))
+
+
+class Tiles:
+    """Tiles of several panels; `panels` is [N, columns / 64, rows, 64]."""
+
+    def __init__(self, panels: torch.Tensor):
+        self.panels = panels
+
+    def index(self, i: int) -> Tile:
+        return Tile(self.panels[int(i)])
+
+
+class Tile:
+    """A tile of panels [columns / 64, rows, 64], read when `data` is."""
+
+    def __init__(self, panels: torch.Tensor, transposed: bool = False):
+        self.panels, self.transposed = panels, transposed
+
+    @property
+    def data(self) -> torch.Tensor:
+        tile = self.panels.transpose(0, 1).flatten(1)
+        return tile.T if self.transposed else tile
+
+    shape = property(lambda self: self.data.shape)
+
+    def permute(self, order: tuple[int, ...]) -> Tile:
+        return Tile(self.panels, not self.transposed)
+
+    def slice(self, start: int, length: int) -> Tile:
+        return Tile(self.panels[:, start : start + length])
+
+    def load(self, layout: object) -> torch.Tensor:
+        return self.data.clone()
+
+    def store(self, value: torch.Tensor) -> None:
+        self.panels.copy_(value.unflatten(1, (-1, 64)).transpose(0, 1))
+
 
 class Barrier:
     """An mbarrier: a phase ends when `count` have arrived and all expected bytes have come."""
@@ -87,7 +128,11 @@ class Descriptor:
         self.block_type = types.SimpleNamespace(nbytes=block_shape[0] * block_shape[1] * base.itemsize)
 
 
-def _load_tile(descriptor: Descriptor, coordinates: list[Any], barrier: list[Barrier], tile: Memory) -> None:
+def _load_tile(
+    descriptor: Descriptor, coordinates: list[Any], barrier: list[Barrier], tile: Memory, pred: Any = True
+) -> None:
+    if not pred:
+        return
     row, column = (int(c) for c in coordinates)
     rows, columns = descriptor.block_shape
     assert row >= 0 and column >= 0 and tuple(tile.shape) == (rows, columns)
@@ -104,7 +149,7 @@ class Product:
         self.a, self.b, self.acc, self.use_acc = a, b, acc, use_acc
 
     def result(self) -> torch.Tensor:
-        a = self.a.data if isinstance(self.a, Memory) else self.a
+        a = self.a.data if isinstance(self.a, (Memory, Tile)) else self.a
         product = a.float() @ self.b.data.float()
         return product + self.acc if self.use_acc else product
 
@@ -114,9 +159,24 @@ def _multiply(a: Any, b: Memory, acc: torch.Tensor, use_acc: bool = True, is_asy
     return product if is_async else product.result()
 
 
-def _store(pointer: Pointer, value: torch.Tensor, mask: torch.Tensor) -> None:
-    offset, mask, value = torch.broadcast_tensors(pointer.offset, mask, value)
-    pointer.memory[offset[mask].long()] = value[mask]
+def _load(pointer: Pointer, mask: Any = True, other: float = 0, cache_modifier: str = "") -> torch.Tensor:
+    offset, mask = torch.broadcast_tensors(torch.as_tensor(pointer.offset), torch.as_tensor(mask))
+    assert bool((offset[mask] >= 0).all())
+    result = torch.full(offset.shape, other, dtype=pointer.memory.dtype)
+    result[mask] = pointer.memory[offset[mask].long()]
+    return result
+
+
+def _store(pointer: Pointer, value: Any, mask: Any = True) -> None:
+    offset, mask, value = torch.broadcast_tensors(*map(torch.as_tensor, (pointer.offset, mask, value)))
+    pointer.memory[offset[mask].long()] = value[mask].to(pointer.memory.dtype)
+
+
+def _atomic_add(pointer: Pointer, value: int, sem: str, scope: str) -> torch.Tensor:
+    """Programs run one after another, and one thread of each adds."""
+    before = _load(pointer)
+    _store(pointer, before + value)
+    return before
 
 
 def _warp_specialize(functions_and_args: list[tuple[Any, tuple]], num_warps: object, registers: object) -> None:
@@ -163,10 +223,12 @@ def _language() -> types.SimpleNamespace:
         NVMMASharedLayout=any_layout,
         program_id=lambda axis: tensor(CURRENT.program[0]),
         num_programs=lambda axis: tensor(CURRENT.program[1]),
-        load=lambda p: p.memory[int(p.offset)],
+        load=_load,
+        atomic_add=_atomic_add,
         store=_store,
         arange=lambda begin, end, layout: torch.arange(begin, end),
         zeros=lambda shape, dtype, layout: torch.zeros(shape, dtype=dtype),
+        full=lambda shape, value, dtype, layout: torch.full(shape, value, dtype=dtype),
         zeros_like=torch.zeros_like,
         where=lambda condition, a, b: torch.where(tensor(condition), a, b),
         minimum=lambda a, b: torch.minimum(tensor(a), tensor(b)),
@@ -195,22 +257,39 @@ BARRIERS = types.SimpleNamespace(
     MBarrierLayout=lambda: "barriers",
     init=_initialize,
     wait=_wait,
-    arrive=lambda barrier: barrier[0].arrive(count=1),
-    expect=lambda barrier, size: barrier[0].arrive(count=1, expected=size),
+    arrive=lambda barrier, pred=True: barrier[0].arrive(count=1) if pred else None,
+    expect=lambda barrier, size, pred=True: barrier[0].arrive(count=1, expected=size) if pred else None,
 )
 
 
-def emulate(module: types.ModuleType, kernel: str, monkeypatch: Any) -> Any:
-    """Let a module's Gluon kernel, launched as `kernel[(programs,)](…)`, run here; undone with the test."""
-    for name, value in vars(module).copy().items():
-        if type(value).__name__ == "GluonJITFunction":
-            monkeypatch.setattr(module, name, value.fn)
+def emulate(module: types.ModuleType, kernel: str, monkeypatch: Any, *parts: types.ModuleType) -> Any:
+    """Let a module's Gluon kernel, launched as `kernel[(programs,)](…)`, run here; undone with the test.
+
+    `parts` are modules that functions of the kernel come from.
+    """
+    replacements = {
+        "gl": _language(),
+        "mbarrier": BARRIERS,
+        "tma": types.SimpleNamespace(async_copy_global_to_shared=_load_tile),
+        "fence_async_shared": lambda: None,
+        "warpgroup_mma": _multiply,
+        "warpgroup_mma_wait": lambda num_outstanding, deps: deps[0].result(),
+        "TensorDescriptor": Descriptor,
+    }
+    for part in (module, *parts):
+        for name, value in vars(part).copy().items():
+            if name in replacements:
+                monkeypatch.setattr(part, name, replacements[name])
+            elif type(value).__name__ == "GluonJITFunction":
+                monkeypatch.setattr(part, name, value.fn)
+            elif type(value).__name__ == "constexpr":
+                monkeypatch.setattr(part, name, value.value)
     body = getattr(module, kernel)
 
     class Launcher:
         def __getitem__(self, grid: tuple[int]) -> Any:
             def launch(*args: Any, num_warps: int, maxnreg: int, **constants: Any) -> None:
-                pointers = [Pointer(a.view(-1)) if isinstance(a, torch.Tensor) else a for a in args]
+                pointers = [Pointer(_memory(a)) if isinstance(a, torch.Tensor) else a for a in args]
                 for program in range(grid[0]):
                     CURRENT.program = (program, grid[0])
                     body(*pointers, **constants)
@@ -218,14 +297,8 @@ def emulate(module: types.ModuleType, kernel: str, monkeypatch: Any) -> Any:
             return launch
 
     monkeypatch.setattr(module, kernel, Launcher())
-    monkeypatch.setattr(module, "gl", _language())
-    monkeypatch.setattr(module, "mbarrier", BARRIERS)
-    monkeypatch.setattr(module, "tma", types.SimpleNamespace(async_copy_global_to_shared=_load_tile))
-    monkeypatch.setattr(module, "fence_async_shared", lambda: None)
-    monkeypatch.setattr(module, "warpgroup_mma", _multiply)
-    monkeypatch.setattr(
-        module,
-        "warpgroup_mma_wait",
-        lambda num_outstanding, deps: deps[0].result(),
-    )
-    monkeypatch.setattr(module, "TensorDescriptor", Descriptor)
+
+
+def _memory(tensor: torch.Tensor) -> torch.Tensor:
+    """All memory from the tensor's first element on."""
+    return tensor.as_strided((tensor.untyped_storage().nbytes() // tensor.itemsize - tensor.storage_offset(),), (1,))

@@ -43,8 +43,8 @@ def test_decode_is_the_same_however_many_programs_share_the_work(num_programs):
 def test_a_program_has_at_least_the_given_tiles():
     config = dataclasses.replace(SMALL_DECODE, min_tiles=4)
     plan = plan_decode(torch.tensor([100, 70, 1], dtype=torch.int32, device=DEVICE), 1, config)
-    assert plan.tiles_per_program.item() == 4
-    assert plan.tile_start.tolist() == [0, 4, 7, 8]
+    assert plan.units_per_program.item() == 4
+    assert plan.unit_start.tolist() == [0, 4, 7, 8]
     assert plan.first_request.tolist() == [0, 1, 2, 2, 2]  # the last three have no part
 
 
