@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -156,6 +157,7 @@ def _read(file: Path) -> list[Record]:
     except msgspec.DecodeError as error:
         aside = file.with_name(f"{file.name}.damaged")
         log.error("The watcher's state in %s is damaged (%s); it is put aside as %s", file, error, aside.name)
-        file.replace(aside)
+        with contextlib.suppress(OSError):
+            file.replace(aside)
         return []
     return read.records if read.format == FORMAT else []

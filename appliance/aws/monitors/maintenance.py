@@ -63,7 +63,7 @@ class MaintenanceMonitor:
             # A machine to be retired leaves at once, so there is nothing to wait for until its last day.
             deadline=start if comes_back else None,
             act_from=start - self._lead_time if comes_back else None,
-            outlives_boot=True,
+            outlives_boot=comes_back,
         )
 
 
