@@ -74,7 +74,15 @@ class Front:
 def machine_front(
     settings: Settings, *, key_rate: int = DEFAULT_KEY_RATE, trusted_proxies: Sequence[str] = ()
 ) -> Front:
-    """In front of the server process that runs with these settings on the same machine. Raises ConfigError."""
+    """In front of the server process that runs with these settings on the same machine. Raises ConfigError.
+
+    The server process itself may listen at a Unix socket without keys; what NGINX opens to everybody may not.
+    """
+    if not settings.server.has_keys and not settings.server.allow_unauthenticated:
+        raise ConfigError(
+            "NGINX would open a server without API keys to everybody: set api-keys-file (`pagebox keys add` makes one), "
+            "or allow-unauthenticated if that is meant."
+        )
     return Front(
         kind="machine",
         upstreams=(_own_server(settings),),

@@ -62,7 +62,9 @@ async def start(tmp_path: Path, tokenizer: Tokenizer) -> AsyncIterator[StartFron
             server = await stack.enter_async_context(
                 running_server(engine_socket, tokenizer, engine_ready=engine_ready, uds=uds, **options)
             )
-            front = change(machine_front(settings_with(uds=uds, **options), key_rate=key_rate))
+            front = change(
+                machine_front(settings_with(uds=uds, allow_unauthenticated=True, **options), key_rate=key_rate)
+            )
             nginx = await stack.enter_async_context(running_nginx(front, tmp_path))
             clients = [await stack.enter_async_context(client_of(nginx, http2=http2)) for http2 in (False, True)]
             return FrontedServer(nginx, server, *clients)

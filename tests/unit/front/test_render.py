@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,10 @@ from tests.support.nginx import check_config, layout_in, needs_nginx, write_conf
 MACHINES = ["http://10.0.0.1:8000", "http://10.0.0.2:8000"]
 
 
+def keyed(**options: Any) -> Settings:
+    return settings_with(api_keys_file="/etc/pagebox/keys.yaml", **options)
+
+
 def rendered(front: Front, nginx: LocalNginx | None = None, layout: Layout | None = None) -> str:
     return render(front, layout or Layout(), nginx or LocalNginx())
 
@@ -27,11 +32,9 @@ def directives(text: str, name: str) -> list[str]:
 
 
 def test_the_limits_are_those_of_the_settings() -> None:
-    settings = settings_with(
-        port=1, max_request_bytes=5000, request_timeout=120.0, max_num_seqs=8, max_num_queued_reqs=32
-    )
+    settings = keyed(port=1, max_request_bytes=5000, request_timeout=120.0, max_num_seqs=8, max_num_queued_reqs=32)
     text = rendered(machine_front(settings, key_rate=10))
-    assert directives(text, "client_max_body_size") == ["5000"]
+    assert directives(text, "client_max_body_size")[0] == "5000"
     assert directives(text, "proxy_read_timeout") == ["130s"]  # the server's own timeout comes first
     assert directives(text, "worker_shutdown_timeout") == ["150s"]  # a reload does not cut the longest stream
     assert directives(text, "limit_conn") == ["key_concurrency 40", "address_concurrency 160"]
@@ -39,7 +42,7 @@ def test_the_limits_are_those_of_the_settings() -> None:
 
 
 def test_without_a_limit_of_time_or_queue_nothing_is_cut() -> None:
-    text = rendered(machine_front(settings_with(port=1, request_timeout=0.0, max_num_queued_reqs=0)))
+    text = rendered(machine_front(keyed(port=1, request_timeout=0.0, max_num_queued_reqs=0)))
     assert directives(text, "proxy_read_timeout") == ["86400s"]
     assert directives(text, "worker_shutdown_timeout") == []
     assert directives(text, "limit_conn") == []
@@ -55,7 +58,7 @@ def test_without_a_limit_of_time_or_queue_nothing_is_cut() -> None:
     ],
 )
 def test_the_upstream_is_where_the_server_listens(options: dict[str, object], address: str) -> None:
-    assert directives(rendered(machine_front(settings_with(**options))), "server") == [f'"{address}" max_fails=0']
+    assert directives(rendered(machine_front(keyed(**options))), "server") == [f'"{address}" max_fails=0']
 
 
 @pytest.mark.parametrize(
@@ -64,11 +67,17 @@ def test_the_upstream_is_where_the_server_listens(options: dict[str, object], ad
 )
 def test_a_server_that_cannot_be_reached_is_refused(options: dict[str, object], part: str) -> None:
     with pytest.raises(ConfigError, match=part):
-        machine_front(settings_with(**options))
+        machine_front(keyed(**options))
+
+
+def test_a_server_without_keys_is_not_opened_to_everybody() -> None:
+    with pytest.raises(ConfigError, match="without API keys"):
+        machine_front(settings_with(uds="/run/pagebox/server.sock"))
+    machine_front(settings_with(uds="/run/pagebox/server.sock", allow_unauthenticated=True))
 
 
 def test_only_the_api_and_two_probes_are_public_also_below_a_root_path() -> None:
-    text = rendered(machine_front(settings_with(port=1, root_path="/llm")))
+    text = rendered(machine_front(keyed(port=1, root_path="/llm")))
     public = re.findall(r"location (= )?\"(.*)\" \{", text)
     assert [path for _, path in public] == [
         *("/v1/", "/health", "/readyz"),
@@ -78,7 +87,7 @@ def test_only_the_api_and_two_probes_are_public_also_below_a_root_path() -> None
 
 
 def test_nothing_is_retried_on_one_machine_and_once_on_many() -> None:
-    assert directives(rendered(machine_front(Settings())), "proxy_next_upstream") == ["off"]
+    assert directives(rendered(machine_front(keyed(port=8000))), "proxy_next_upstream") == ["off"]
     text = rendered(balancer_front(Settings(), MACHINES))
     assert directives(text, "proxy_next_upstream") == ["error timeout http_503 non_idempotent"]
     assert directives(text, "proxy_next_upstream_tries") == ["2"]
@@ -117,8 +126,8 @@ def test_wrong_descriptions_are_one_sentence(machines: list[str], more: dict[str
 
 def test_a_value_that_nginx_would_read_as_a_variable_is_refused() -> None:
     with pytest.raises(ConfigError, match="cannot stand in NGINX's configuration"):
-        rendered(machine_front(settings_with(uds="/run/$host/s.sock")))
-    assert r'"unix:/run/a\"b;/s"' in rendered(machine_front(settings_with(uds='/run/a"b;/s')))
+        rendered(machine_front(keyed(uds="/run/$host/s.sock")))
+    assert r'"unix:/run/a\"b;/s"' in rendered(machine_front(keyed(uds='/run/a"b;/s')))
 
 
 def test_each_nginx_gets_what_it_understands() -> None:
@@ -127,7 +136,7 @@ def test_each_nginx_gets_what_it_understands() -> None:
     )
     assert (old.version, old.openssl) == ((1, 22, 1), (3, 0, 19))
     new = nginx_from_version_text("nginx version: nginx/1.29.0\nbuilt with OpenSSL 3.5.1 1 Jul 2025", ipv6=False)
-    front = machine_front(Settings())
+    front = machine_front(keyed(port=8000))
     assert "ssl http2 " in rendered(front, old) and "http2 on;" not in rendered(front, old)
     assert "http2 on;" in rendered(front, new) and "ssl http2 " not in rendered(front, new)
     assert directives(rendered(front, old), "ssl_ecdh_curve") == ["X25519:prime256v1:secp384r1"]
@@ -140,8 +149,8 @@ def test_each_nginx_gets_what_it_understands() -> None:
 @pytest.mark.parametrize(
     "front",
     [
-        machine_front(settings_with(uds="/run/pagebox/server.sock", root_path="/llm"), trusted_proxies=["10.0.0.0/8"]),
-        machine_front(settings_with(request_timeout=0.0, max_num_queued_reqs=0, host="::", port=8000)),
+        machine_front(keyed(uds="/run/pagebox/server.sock", root_path="/llm"), trusted_proxies=["10.0.0.0/8"]),
+        machine_front(keyed(request_timeout=0.0, max_num_queued_reqs=0, host="::", port=8000)),
         balancer_front(Settings(), MACHINES),
         balancer_front(Settings(), MACHINES, affinity_header="X-Session-Id", trusted_proxies=["fd00::/8", "10.1.2.3"]),
     ],
@@ -161,13 +170,13 @@ def test_nor_against_machines_that_are_reached_by_tls(tmp_path: Path) -> None:
 
 @needs_nginx
 def test_the_checker_notices_a_mistake(tmp_path: Path) -> None:
-    config = write_config(machine_front(Settings()), layout_in(tmp_path), tmp_path)
+    config = write_config(machine_front(keyed(port=8000)), layout_in(tmp_path), tmp_path)
     config.write_text(config.read_text().replace("proxy_buffering off;", "proxy_buffering of;"))
     assert 'invalid value "of"' in check_config(config)
 
 
 def test_the_command_prints_the_configuration(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["nginx", "render", "--uds", "/run/pagebox/server.sock", "--https-port", "8443"]) == 0
+    assert main(["nginx", "render", "--uds", "/run/pagebox/server.sock", "--https-port", "8443", "--api-key", "k"]) == 0
     out = capsys.readouterr().out
     assert '"unix:/run/pagebox/server.sock"' in out and "listen 8443 default_server ssl" in out
     assert directives(out, "ssl_certificate") == ['"/var/lib/pagebox/tls/live/fullchain.pem"']
@@ -182,4 +191,4 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, capsys: pytest.Ca
     assert main(["nginx", "render", "--upstream", *MACHINES, "--output", str(file)]) == 2
     assert "is for --kind balancer" in capsys.readouterr().err
     assert file.read_text() == before and list(tmp_path.iterdir()) == [file]
-    assert main(["nginx", "render", "--output", str(tmp_path / "missing" / "file")]) == 1
+    assert main(["nginx", "render", "--allow-unauthenticated", "--output", str(tmp_path / "missing" / "file")]) == 1
