@@ -44,6 +44,7 @@ class Watcher:
         self._actions: dict[Reaction, list[Action]] = {}
         self._looking: list[asyncio.Task[None]] = []
         self._doing: dict[_Key, asyncio.Task[None]] = {}
+        self._undoing: set[asyncio.Task[None]] = set()
         self._problems: dict[str, str] = {}
 
     def add(self, monitors: Iterable[Monitor], actions: Mapping[Reaction, Sequence[Action]]) -> None:
@@ -57,7 +58,7 @@ class Watcher:
 
     async def close(self) -> None:
         """Stop looking and doing; what was done stays done."""
-        tasks = [*self._looking, *self._doing.values()]
+        tasks = [*self._looking, *self._doing.values(), *self._undoing]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -130,15 +131,19 @@ class Watcher:
         self._store.mark_undone(record, memos)
         for action in several:
             self._start(record, action, partial(self._undo, record.event, action, memos[action.name]))
+            task = self._doing[record.event.identity, action.name]
+            self._undoing.add(task)
+            task.add_done_callback(self._undoing.discard)
 
     def _start(self, record: Record, action: Action, work: Callable[[], Coroutine[object, object, None]]) -> None:
-        """In place of what this action was doing about this event."""
+        """In place of what this action was doing about this event; what it was undoing it finishes first."""
         key = record.event.identity, action.name
         earlier = self._doing.get(key)
 
         async def replace() -> None:
             if earlier is not None:
-                earlier.cancel()
+                if earlier not in self._undoing:
+                    earlier.cancel()
                 await asyncio.wait([earlier])
             await work()
 
