@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
+from appliance.cli.ec2_names import ec2_names
 from appliance.config import ConfigError
 from appliance.tls.certificates import Done, MachineCertificate
 from appliance.tls.deploy import reload_nginx
@@ -110,7 +111,7 @@ def _certificate(options: argparse.Namespace) -> MachineCertificate:
 
 
 def _names(options: argparse.Namespace) -> Names:
-    return local_names() | parsed_names(options.name)
+    return local_names() | parsed_names(options.name) | ec2_names()
 
 
 def _tell(done: Done) -> int:

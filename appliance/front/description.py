@@ -80,7 +80,7 @@ def machine_front(
     """
     if not settings.server.has_keys and not settings.server.allow_unauthenticated:
         raise ConfigError(
-            "NGINX would open a server without API keys to everybody: set api-keys-file (`pagebox keys add` makes one), "
+            "NGINX would open a server without API keys to everybody: set api-keys-file (`pagebox keys add` makes one) "
             "or allow-unauthenticated if that is meant."
         )
     return Front(

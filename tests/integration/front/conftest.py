@@ -62,9 +62,8 @@ async def start(tmp_path: Path, tokenizer: Tokenizer) -> AsyncIterator[StartFron
             server = await stack.enter_async_context(
                 running_server(engine_socket, tokenizer, engine_ready=engine_ready, uds=uds, **options)
             )
-            front = change(
-                machine_front(settings_with(uds=uds, allow_unauthenticated=True, **options), key_rate=key_rate)
-            )
+            settings = settings_with(uds=uds, allow_unauthenticated=True, **options)
+            front = change(machine_front(settings, key_rate=key_rate))
             nginx = await stack.enter_async_context(running_nginx(front, tmp_path))
             clients = [await stack.enter_async_context(client_of(nginx, http2=http2)) for http2 in (False, True)]
             return FrontedServer(nginx, server, *clients)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import json
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -17,7 +16,7 @@ import httpx2
 import pytest
 from aiohttp import web
 
-from appliance.config import Settings
+from appliance.config import ServerSettings, Settings
 from appliance.front.description import balancer_front, machine_front
 from tests.integration.front.conftest import client_of
 from tests.support.nginx import layout_in, needs_nginx, running_nginx
@@ -173,11 +172,8 @@ async def test_machines_are_known_by_their_self_signed_certificates(tmp_path: Pa
     for folder in (inner, outer, other):
         folder.mkdir()
     async with machines("a") as found, AsyncExitStack() as stack:
-        settings = Settings()
         port = int(found[0].url.rpartition(":")[2])
-        settings = dataclasses.replace(
-            settings, server=dataclasses.replace(settings.server, port=port, allow_unauthenticated=True)
-        )
+        settings = Settings(server=ServerSettings(port=port, allow_unauthenticated=True))
         machine = await stack.enter_async_context(running_nginx(machine_front(settings), inner))
         stranger = layout_in(other).certificate
         for folder, ca, status in ((outer, machine.layout.certificate, 200), (other / "front", stranger, 502)):
