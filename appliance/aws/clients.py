@@ -9,6 +9,7 @@ from typing import Any
 import botocore.session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
 
 _CONFIG = Config(connect_timeout=3, read_timeout=10, retries={"mode": "standard", "total_max_attempts": 3})
 
@@ -68,5 +69,5 @@ async def _in_thread(operation: str, call: Callable[[], Any]) -> Any:
     except ClientError as error:
         details = error.response.get("Error", {})
         raise AwsError(operation, str(details.get("Code", "")), str(details.get("Message", error))) from error
-    except BotoCoreError as error:
+    except (BotoCoreError, ResponseParserError) as error:  # the latter: what answers is no part of AWS
         raise AwsError(operation, "", str(error)) from error
