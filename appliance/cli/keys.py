@@ -1,4 +1,4 @@
-"""`pagebox keys add | list | revoke | rotate`: the file of API keys."""
+"""`pagebox keys init | add | list | revoke | rotate`: the file of API keys."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(metavar="VERB", required=True)
+    _verb(verbs, "init", _init, "an empty file and a pepper, where there are none")
     add = _verb(verbs, "add", _add, "a new key; it is shown this once")
     add.add_argument("name", metavar="NAME", help="whose it is, for people")
     add.add_argument("--rpm", type=int, metavar="N", help="requests a minute (default: no limit)")
@@ -76,13 +77,13 @@ def _verb(verbs: Any, name: str, work: Callable[[argparse.Namespace], None], tex
     parser.add_argument(
         "--file", metavar="FILE", help=f"default: the environment's {FILE_VARIABLE}, else {DEFAULT_FILE}"
     )
-    if name in ("add", "rotate"):
+    if name in ("init", "add", "rotate"):
         parser.add_argument(
             "--pepper",
             metavar="FILE",
             help=f"default: the environment's {PEPPER_VARIABLE}, else FILE with the suffix .pepper; made if missing",
         )
-    if name != "list":
+    if name not in ("init", "list"):
         parser.add_argument(
             "--audit-log", metavar="FILE", help=f"also note it there (default: the environment's {AUDIT_VARIABLE})"
         )
@@ -92,6 +93,14 @@ def _verb(verbs: Any, name: str, work: Callable[[argparse.Namespace], None], tex
 
 
 # ---- the verbs -------------------------------------------------------------------------------------------------------
+
+
+def _init(options: argparse.Namespace) -> None:
+    made = _editor(options).create()
+    if options.json:
+        print(json.dumps({"created": made}))
+    else:
+        print("The file of keys is ready." if made else "The file of keys was there already.")
 
 
 def _add(options: argparse.Namespace) -> None:

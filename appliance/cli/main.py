@@ -31,7 +31,7 @@ COMMANDS = (
     Command("bench throughput", "measure the engine alone, without a server", "appliance.cli.bench_throughput"),
     Command("config", "show, explain and check settings", "appliance.cli.config_command"),
     Command("engine", "run an engine without a server, for systemd", "appliance.cli.engine"),
-    Command("keys", "add, list, revoke and rotate API keys", "appliance.cli.keys"),
+    Command("keys", "make, list, revoke and rotate API keys", "appliance.cli.keys"),
     Command("model inspect", "show what a model is and what it costs", "appliance.cli.model_inspect"),
     Command("model pull", "fetch a model into a local folder", "appliance.cli.model_pull"),
     Command("nginx render", "print the configuration of the NGINX in front", "appliance.cli.nginx_command"),

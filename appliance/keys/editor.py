@@ -33,18 +33,22 @@ class KeyEditor:
             return ()
         return parse(read_private(self._path, KEYS), str(self._path))
 
+    def create(self) -> bool:
+        """Make the file, without a key in it, and the pepper, where there are none. Says whether it made any."""
+        with locked_folder(self._path.parent):
+            made = self._make_pepper(self.records())
+            if not self._path.exists():
+                self._write([])
+                made = True
+        return made
+
     def add(self, name: str, now: datetime, **fields: object) -> tuple[KeyRecord, str]:
         """A new key for `name`, and its text. `fields` are those of `KeyRecord`. Makes the pepper with the first."""
         with locked_folder(self._path.parent):
             records = self.records()
             if len(records) >= MOST_KEYS:
                 raise KeysError(f"{self._path} has {len(records)} keys, the most it can hold: remove revoked ones.")
-            if not self._pepper_path.exists():
-                if records:
-                    raise KeysError(
-                        f"{PEPPER} is not at {self._pepper_path}; the keys there are need the one they had."
-                    )
-                create_pepper(self._pepper_path)
+            self._make_pepper(records)
             taken = {record.id for record in records}
             key_id = next(key_id for key_id in iter(new_id, "") if key_id not in taken)
             key = new_key(key_id)
@@ -74,6 +78,14 @@ class KeyEditor:
             return msgspec.structs.replace(record, hash=self._hash(texts[0]), previous=previous)
 
         return self._change(which, renew), texts[0]
+
+    def _make_pepper(self, records: tuple[KeyRecord, ...]) -> bool:
+        if self._pepper_path.exists():
+            return False
+        if records:
+            raise KeysError(f"{PEPPER} is not at {self._pepper_path}; the keys there need the one they had.")
+        create_pepper(self._pepper_path)
+        return True
 
     def _change(self, which: str, change: Callable[[KeyRecord], KeyRecord]) -> KeyRecord:
         with locked_folder(self._path.parent):

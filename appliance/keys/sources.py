@@ -65,6 +65,8 @@ class FileSource:
         self._what = what
 
     def read(self) -> bytes:
+        if not self._path.exists():
+            raise KeysError(f"{self._what} {self._path} does not exist; `pagebox keys init` makes it.")
         return read_private(self._path, self._what)
 
     def version(self) -> object:

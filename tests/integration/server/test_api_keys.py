@@ -291,7 +291,7 @@ async def test_the_audit_log_says_who_did_what_and_no_secret(start: Any, editor:
 
 
 async def test_a_server_does_not_start_with_keys_that_cannot_be_read(start: Any, tmp_path: Path) -> None:
-    with pytest.raises(KeysError, match=r"keys.yaml cannot be read"):
+    with pytest.raises(KeysError, match=r"keys.yaml does not exist"):
         await start(api_keys_file=str(tmp_path / "keys.yaml"))
 
 

@@ -65,7 +65,10 @@ async def served(folder: Path, uds: str | None = None, **options: Any) -> AsyncI
     log = folder / "log"
     with log.open("wb") as stderr:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", PROGRAM, json.dumps(options)), stdout=asyncio.subprocess.PIPE, stderr=stderr
+            *(sys.executable, "-c", PROGRAM, json.dumps(options)),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=stderr,
+            start_new_session=True,  # without a terminal SIGHUP is no hang-up
         )
     assert process.stdout is not None
     running = Served(process, (await process.stdout.readline()).decode().strip(), log, uds)

@@ -78,6 +78,17 @@ def test_list_shows_limits_and_states_but_neither_keys_nor_hashes(
         assert record.hash not in text
 
 
+def test_init_makes_what_is_missing_and_changes_nothing_else(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert as_json(file, capsys, "init") == {"created": True}
+    assert KeyStore(str(file), None, {}).ring.records == []
+    key = as_json(file, capsys, "add", "alice")["key"]
+    before = file.read_bytes()
+    assert as_json(file, capsys, "init") == {"created": False}
+    assert file.read_bytes() == before
+    assert KeyStore(str(file), None, {}).ring.check(key).name == "alice"
+    assert keys(file, "init") == 0 and "was there already" in capsys.readouterr().out
+
+
 def test_rotate_and_revoke(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     old = as_json(file, capsys, "add", "alice")
     assert keys(file, "rotate", "alice") == 0
