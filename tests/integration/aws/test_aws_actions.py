@@ -133,9 +133,7 @@ class Hook:
         self.stub.add_response("record_lifecycle_action_heartbeat", {}, self.action(hook))
 
     def expect_completion(self, hook: str) -> None:
-        self.stub.add_response(
-            "complete_lifecycle_action", {}, self.action(hook, LifecycleActionResult="CONTINUE")
-        )
+        self.stub.add_response("complete_lifecycle_action", {}, self.action(hook, LifecycleActionResult="CONTINUE"))
 
     def refuse(self, operation: str) -> None:
         self.stub.add_client_error(operation, "ValidationError", "No active Lifecycle Action found", 400)
@@ -198,9 +196,7 @@ async def test_without_a_group_there_is_no_lifecycle_to_complete(
     assert await CompleteLifecycle(clients, stranger, (), idle).act(EVENT, moved=False) == ""
 
 
-async def test_group_and_hook_are_found_in_a_real_answer(
-    clients: AwsClients, machine: Machine, tmp_path: Path
-) -> None:
+async def test_group_and_hook_are_found_in_a_real_answer(clients: AwsClients, machine: Machine, tmp_path: Path) -> None:
     """moto knows groups and hooks, and no way to complete an action: that is how far this comes."""
     idle = Drain(AdminClient(str(tmp_path / "nothing")), (), 12)
     with pytest.raises(ActionError, match="complete_lifecycle_action"):
