@@ -6,6 +6,7 @@ the device of its input; so the path of the GPU also runs on the CPU, under Trit
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from types import ModuleType
 
@@ -23,6 +24,8 @@ __all__ = [
     "InvariantWeight",
     "PackedLinearWeight",
     "PackedNormWeight",
+    "add_norm_gated_linear",
+    "add_norm_linear",
     "add_rms_norm",
     "gelu_tanh_and_mul",
     "linear",
@@ -70,6 +73,36 @@ def add_rms_norm(
     if x.is_cuda:
         return _device_ops().add_rms_norm(x, residual, weight, eps)
     return reference.add_rms_norm(x, residual, weight, eps)
+
+
+def add_norm_linear(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    norm_weight: torch.Tensor | PackedNormWeight,
+    eps: float,
+    weight: torch.Tensor | PackedLinearWeight | InvariantWeight,
+    bias: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`linear` of `add_rms_norm`: ([T, N], new residual [T, H])."""
+    normed, residual = add_rms_norm(x, residual, norm_weight, eps)
+    return linear(normed, weight, bias), residual
+
+
+def add_norm_gated_linear(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    norm_weight: torch.Tensor | PackedNormWeight,
+    eps: float,
+    weight: torch.Tensor | PackedLinearWeight | InvariantWeight,
+    bias: torch.Tensor | None,
+    activate: Callable[[torch.Tensor], torch.Tensor],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same with `activate`, one of the gated activations, after it: ([T, I], new residual [T, H]).
+
+    weight [2·I, H], gate and up one below the other.
+    """
+    gate_up, residual = add_norm_linear(x, residual, norm_weight, eps, weight, bias)
+    return activate(gate_up), residual
 
 
 def silu_and_mul(x: torch.Tensor) -> torch.Tensor:

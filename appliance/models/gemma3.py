@@ -50,13 +50,12 @@ class Gemma3Layer(DecoderLayer):
         metadata: AttentionMetadata | DeviceMetadata,
         output_rows: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        hidden, residual = self.input_layernorm.add(hidden, residual)
-        hidden = self.self_attn(hidden, rotary, kv_cache, metadata, output_rows)
-        if output_rows is not None:
-            residual = residual.index_select(0, output_rows)
+        hidden, residual = self.self_attn(
+            self.input_layernorm, hidden, residual, rotary, kv_cache, metadata, output_rows
+        )
         hidden = self.post_attention_layernorm(hidden)
-        hidden, residual = self.pre_feedforward_layernorm.add(hidden, residual)
-        return self.post_feedforward_layernorm(self.mlp(hidden)), residual
+        hidden, residual = self.mlp(self.pre_feedforward_layernorm, hidden, residual)
+        return self.post_feedforward_layernorm(hidden), residual
 
 
 class Gemma3ForCausalLM(CausalLM):

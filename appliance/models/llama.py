@@ -38,12 +38,10 @@ class LlamaLayer(DecoderLayer):
         metadata: AttentionMetadata | DeviceMetadata,
         output_rows: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        hidden, residual = self.input_layernorm.add(hidden, residual)
-        hidden = self.self_attn(hidden, rotary, kv_cache, metadata, output_rows)
-        if output_rows is not None:
-            residual = residual.index_select(0, output_rows)
-        hidden, residual = self.post_attention_layernorm.add(hidden, residual)
-        return self.mlp(hidden), residual
+        hidden, residual = self.self_attn(
+            self.input_layernorm, hidden, residual, rotary, kv_cache, metadata, output_rows
+        )
+        return self.mlp(self.post_attention_layernorm, hidden, residual)
 
 
 class LlamaForCausalLM(CausalLM):

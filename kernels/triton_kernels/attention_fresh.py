@@ -33,8 +33,8 @@ class FreshConfig:
 
 @cache
 def fresh_config(device: torch.device, head_dim: int, dtype: torch.dtype) -> FreshConfig:
-    """Hopper's own kernel for the head sizes that fill its tiles, otherwise the portable one."""
-    if card(device).wgmma and dtype != torch.float32 and head_dim in (64, 128, 256):
+    """Hopper's own kernel for the head sizes that it was made for, otherwise the portable one."""
+    if card(device).wgmma and dtype != torch.float32 and head_dim in (64, 128):
         return FreshConfig(rows=128, tile=min(128, 16384 // head_dim), num_warps=4, num_stages=2, hopper=True)
     tiles = mixed_config(device, head_dim, dtype)
     return FreshConfig(tiles.rows, tiles.tile, tiles.num_warps, tiles.num_stages)

@@ -359,7 +359,7 @@ def launch_fresh_hopper(
     num_stages: int,
 ) -> None:
     """`attention_fresh.fresh_attention` with its plan, for 16-bit q [T, Hq, D], k, v [T, Hk, D] whose rows begin at
-    multiples of 16 bytes; D 64, 128 or 256. `factors` as `attention_common.score_factors` gives them."""
+    multiples of 16 bytes; D 64 or 128. `factors` as `attention_common.score_factors` gives them."""
     num_q_heads, head_dim = q.shape[1:]
     rows = 2 * WARPGROUP_ROWS
     programs = min(card(q.device).multiprocessors, items.shape[0] * num_q_heads)

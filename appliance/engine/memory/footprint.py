@@ -15,9 +15,10 @@ from appliance.models.facts import ModelFacts
 
 MIB = 2**20
 
-# `[T, hidden]` tensors alive while a layer's block runs: the decoder's loop holds output and residual of the layer
-# before, the layer holds what its norm made of them.
-STREAM_TENSORS = 4
+# `[T, hidden]` tensors alive beside a layer's own: the decoder's loop holds output and residual of the layer before, and
+# the sum of both is there; in the feed-forward block also what attention made, and its sum.
+ATTENTION_STREAM = 3
+FEED_FORWARD_STREAM = 5
 # Rows of logits at once, at least: prompt log-probabilities take that many.
 LOGIT_ROWS = 256
 # Edited logits are copied for so many rows at a time, in float32, with what sampling them takes beside.
@@ -122,9 +123,9 @@ def layer_bytes_per_token(facts: ModelFacts, itemsize: int) -> int:
     where the gated product stands beside gate and up."""
     queries = facts.num_heads * facts.head_dim
     projected = queries + 2 * facts.num_kv_heads * facts.head_dim
-    attention = projected + queries + facts.hidden_size
-    feed_forward = 3 * facts.intermediate_size
-    return (STREAM_TENSORS * facts.hidden_size + max(attention, feed_forward)) * itemsize
+    attention = ATTENTION_STREAM * facts.hidden_size + projected + queries + facts.hidden_size
+    feed_forward = FEED_FORWARD_STREAM * facts.hidden_size + 3 * facts.intermediate_size
+    return max(attention, feed_forward) * itemsize
 
 
 def _decode_workspace(facts: ModelFacts, gpu: Gpu) -> int:

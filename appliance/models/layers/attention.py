@@ -47,16 +47,21 @@ class Attention(Layer):
 
     def __call__(
         self,
+        norm: RMSNorm,
         hidden: torch.Tensor,
+        residual: torch.Tensor,
         rotary: RotaryRows,
         kv_cache: torch.Tensor,
         metadata: AttentionMetadata | DeviceMetadata,
         output_rows: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """`hidden` `[T, H]` -> `[T, H]`, or only the tokens `output_rows`, `[N, H]`."""
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(attention of the norm of hidden + residual, hidden + residual), `[T, H]` each, or only the tokens
+        `output_rows`, `[N, H]`."""
         norms = None if self.q_norm is None else (self.q_norm.weight, self.k_norm.weight, self.eps)
-        qkv = self.qkv_proj(hidden)
+        qkv, residual = self.qkv_proj.after(norm, hidden, residual)
         q = rotary_and_write_kv(qkv, rotary, kv_cache, metadata, self.num_heads, self.num_kv_heads, norms)
         out = paged_attention(q, qkv, kv_cache, metadata, self.scale, self.sliding_window)
         out = out.flatten(1)
-        return self.o_proj(out if output_rows is None else out.index_select(0, output_rows))
+        if output_rows is not None:
+            out, residual = out.index_select(0, output_rows), residual.index_select(0, output_rows)
+        return self.o_proj(out), residual

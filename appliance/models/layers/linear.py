@@ -8,7 +8,8 @@ import torch
 
 from appliance.models.layers.base import Layer, WeightSlot, new_weight
 from appliance.models.layers.embedding import Embedding
-from appliance_kernels.ops import InvariantWeight, linear, pack_linear_weight
+from appliance.models.layers.norm import RMSNorm
+from appliance_kernels.ops import InvariantWeight, add_norm_linear, linear, pack_linear_weight
 
 
 class Linear(Layer):
@@ -24,6 +25,10 @@ class Linear(Layer):
     def into(self, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         """The same, in memory that is given."""
         return linear(x, self.weight, self.bias, out=out)
+
+    def after(self, norm: RMSNorm, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(this of the norm of x + residual, x + residual)"""
+        return add_norm_linear(x, residual, norm.packed, norm.eps, self.weight, self.bias)
 
     def finalize_weights(self) -> None:
         self.weight = pack_linear_weight(self.weight.data)

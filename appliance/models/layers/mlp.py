@@ -6,7 +6,8 @@ import torch
 
 from appliance.models.layers.base import Layer
 from appliance.models.layers.linear import Linear, MergedLinear
-from appliance_kernels.ops import gelu_tanh_and_mul, silu_and_mul
+from appliance.models.layers.norm import RMSNorm
+from appliance_kernels.ops import add_norm_gated_linear, gelu_tanh_and_mul, silu_and_mul
 
 ACTIVATIONS = {
     "silu": silu_and_mul,
@@ -17,7 +18,7 @@ ACTIVATIONS = {
 
 
 class GatedMLP(Layer):
-    """`down(activation(gate(x)) * up(x))`"""
+    """`down(activation(gate(x)) * up(x))`, of a normed x."""
 
     def __init__(self, hidden_size: int, intermediate_size: int, activation: str, bias: bool = False) -> None:
         if activation not in ACTIVATIONS:
@@ -30,5 +31,10 @@ class GatedMLP(Layer):
         self.down_proj = Linear(intermediate_size, hidden_size, bias)
         self.activate = ACTIVATIONS[activation]
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(self.activate(self.gate_up_proj(x)))
+    def __call__(self, norm: RMSNorm, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(this of the norm of x + residual, x + residual)"""
+        gate_up = self.gate_up_proj
+        gated, residual = add_norm_gated_linear(
+            x, residual, norm.packed, norm.eps, gate_up.weight, gate_up.bias, self.activate
+        )
+        return self.down_proj(gated), residual

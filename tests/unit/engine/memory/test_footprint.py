@@ -27,7 +27,7 @@ def test_the_state_of_requests_is_two_rows_of_blocks_and_one_of_logits_each() ->
 
 
 def test_the_largest_step_peaks_at_the_gated_product_of_a_layer() -> None:
-    per_token = (4 * 4096 + 3 * 14336) * 2  # the stream; gate, up and their product; two bytes each
+    per_token = (5 * 4096 + 3 * 14336) * 2  # the stream; gate, up and their product; two bytes each
     assert activation_bytes(LLAMA_3_1_8B, SHAPE, HOPPER, 2, 4096) == 8192 * per_token + 32 * 2**20
 
 
@@ -44,7 +44,7 @@ def test_a_step_of_few_tokens_peaks_at_its_logits() -> None:
 
 def test_a_wide_attention_counts_more_than_a_narrow_feed_forward_block() -> None:
     wide = dataclasses.replace(LLAMA_3_1_8B, num_heads=256)
-    per_token = (4 * 4096 + (256 + 16 + 256) * 128 + 4096) * 2
+    per_token = (5 * 4096 + (256 + 16 + 256) * 128 + 4096) * 2
     assert activation_bytes(wide, SHAPE, HOPPER, 2, 4096) == 8192 * per_token + 32 * 2**20
 
 
