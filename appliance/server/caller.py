@@ -66,13 +66,13 @@ class Caller:
             return
         if key.tpm is not None:
             self._tokens = self._usage.tokens_left(key.id, key.tpm)
+            if not self._tokens.remaining:  # before any work is put into it
+                raise self._too_many_tokens(key.tpm, 1, self._tokens.reset_seconds - (key.tpm - 1) * 60 / key.tpm)
         place = self._usage.take_request(key.id, key.rpm, key.concurrency)
         self._requests = place.level
         if not place.admitted:
             raise self._too_many_requests(key, place.wait, place.running)
         try:
-            if key.tpm is not None and not self._usage.tokens_left(key.id, key.tpm).remaining:
-                raise self._too_many_tokens(key.tpm, 1, 60 / key.tpm)  # before any work is put into it
             yield
         finally:
             self._usage.end_request(key.id)

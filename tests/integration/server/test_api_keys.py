@@ -134,8 +134,10 @@ async def test_a_reply_without_a_stated_length_may_overdraw_and_is_charged(start
         body: dict[str, Any] = {"model": "null", "messages": [{"role": "user", "content": "hi"}]}
         reply = await one.chat.completions.create(**body)
         assert reply.usage is not None and reply.usage.total_tokens > 120
-        with pytest.raises(openai.RateLimitError, match="120 tokens a minute; 0 are left"):
+        with pytest.raises(openai.RateLimitError, match="120 tokens a minute; 0 are left") as caught:
             await one.chat.completions.create(**body)
+        owed = reply.usage.total_tokens - 120
+        assert owed / 2 - 2 < int(caught.value.response.headers["retry-after"]) <= owed / 2 + 1  # two come in a second
 
 
 async def test_requests_at_a_time_end_with_their_streams_and_with_their_clients(start: Any, editor: KeyEditor) -> None:
