@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import functools
 import itertools
 import logging
@@ -15,11 +16,12 @@ import mmap
 import signal
 import socket
 import sys
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
 
 from appliance.config import Settings, settings_from_json
 from appliance.engine.client import EngineClient
+from appliance.keys.errors import KeysError
 from appliance.keys.usage import KeyUsage
 from appliance.log_format import configure_logging
 from appliance.server import metric_families
@@ -132,6 +134,16 @@ class ServerProcess:
         task.add_done_callback(self._tasks.discard)
 
 
+@contextlib.contextmanager
+def _told_why() -> Iterator[None]:
+    """What can happen to a process that is started again later: the keys cannot be read by then."""
+    try:
+        yield
+    except KeysError as error:
+        log.error("%s", error)
+        sys.exit(1)
+
+
 def main() -> None:
     import uvloop
 
@@ -152,7 +164,7 @@ def main() -> None:
         waiting = WaitingCounts(mmap.mmap(file.fileno(), 0), options.number)
     key_usage = KeyUsage.shared(options.key_usage, options.number, options.processes)
     control, connections = socket.socket(fileno=options.control), socket.socket(fileno=options.connections)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner, _told_why():
         runner.run(ServerProcess(settings, options.engine_socket, waiting, key_usage).run(control, connections))
 
 
