@@ -14,7 +14,9 @@ def eos_token_ids(location: Path, config: Any) -> frozenset[int]:
     `location` is a model folder or a GGUF file in one, `config` a transformers configuration.
     """
     folder = location if location.is_dir() else location.parent
-    ids = _as_set(getattr(config, "eos_token_id", None))
+    ids = set()
+    for part in (config, getattr(config, "text_config", None)):  # a model that also sees has a part for text
+        ids |= _as_set(getattr(part, "eos_token_id", None))
     ids |= _as_set(_read(folder / "generation_config.json").get("eos_token_id"))
     token = _read(folder / "tokenizer_config.json").get("eos_token")
     text = token.get("content") if isinstance(token, dict) else token

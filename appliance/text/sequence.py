@@ -31,7 +31,12 @@ class SequenceStream:
     """
 
     def __init__(self, tokenizer: Tokenizer | None, prompt_token_ids: Sequence[int], params: SamplingParams) -> None:
-        self._text = None if tokenizer is None else TextStream(tokenizer, prompt_token_ids, params)
+        def begin() -> TextStream | None:
+            return None if tokenizer is None else TextStream(tokenizer, prompt_token_ids, params)
+
+        self._begin = begin
+        self._text = begin()
+        self._last_has_no_text = False
         self.num_tokens = 0  # generated, the one that ended it included
         self.finish_reason: FinishReason | None = None
 
@@ -44,6 +49,7 @@ class SequenceStream:
         if self._text is not None:
             finished, by_token = delta.finish_reason is not None, delta.finish_reason == "stop"
             text = self._text.push(delta.token_ids, finished, drop_last=by_token)
+            self._last_has_no_text = by_token
         self.finish_reason = "stop" if text.stopped else delta.finish_reason
         return SequenceDelta(
             text=text.text,
@@ -53,3 +59,10 @@ class SequenceStream:
             stop_reason=text.stop_reason if text.stopped else delta.stop_reason,
             abort_engine=text.stopped and delta.finish_reason is None,
         )
+
+    def text_of(self, token_ids: Sequence[int]) -> str:
+        """What was shown of the sequence, whose tokens so far are `token_ids`: texts do not depend on how they came."""
+        text = self._begin()
+        if text is None:
+            return ""
+        return text.push(token_ids, self.finish_reason is not None, drop_last=self._last_has_no_text).text

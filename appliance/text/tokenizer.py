@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from appliance.text.chat import render_chat
 from appliance.text.token_bytes import ByteScheme, byte_scheme
-from appliance.text.tokenizer_files import load_pretrained, read_model_json
+from appliance.text.tokenizer_files import load_pretrained
 
 TokenizerMode = Literal["auto", "slow"]
 
@@ -19,10 +19,9 @@ class Tokenizer:
     Encoding and decoding are safe to call from several threads at once; they release Python's global lock.
     """
 
-    def __init__(self, pretrained: Any, *, eos_token_ids: frozenset[int], chat_template: str | None = None) -> None:
+    def __init__(self, pretrained: Any, *, chat_template: str | None = None) -> None:
         """`pretrained` is any transformers tokenizer; `chat_template` overrides its own."""
         self.pretrained = pretrained
-        self.eos_token_ids = eos_token_ids
         self.chat_template = chat_template
         self._backend = getattr(pretrained, "backend_tokenizer", None)  # None for a tokenizer written in Python
         self._bytes: dict[int, bytes] = {}
@@ -54,10 +53,7 @@ class Tokenizer:
             download_dir=download_dir,
             trust_remote_code=trust_remote_code,
         )
-        eos = set() if pretrained.eos_token_id is None else {int(pretrained.eos_token_id)}
-        for name in ("generation_config.json", "config.json"):
-            eos |= _eos_of(read_model_json(path_or_id, name, revision=revision, download_dir=download_dir))
-        return cls(pretrained, eos_token_ids=frozenset(eos), chat_template=chat_template)
+        return cls(pretrained, chat_template=chat_template)
 
     @cached_property
     def vocab_size(self) -> int:
@@ -174,12 +170,3 @@ def _require_unicode(text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(f"the text has half of a surrogate pair at character {error.start}") from error
-
-
-def _eos_of(config: Mapping[str, Any]) -> set[int]:
-    """End-of-sequence ids of a `config.json` or `generation_config.json`, its text part included."""
-    found: set[int] = set()
-    for part in (config, config.get("text_config") or {}):
-        value = part.get("eos_token_id")
-        found |= set(value) if isinstance(value, list) else set() if value is None else {value}
-    return found

@@ -61,7 +61,7 @@ def test_the_real_model_answers_several_conversations_in_order(demo_model_fp32: 
     outputs = llm.chat([france, japan, france, france], [greedy, greedy, stopped, without])
     first, second, third, fourth = (output.outputs[0] for output in outputs)
     assert (first.text, first.finish_reason, first.stop_reason) == ("The capital of France is Paris.", "stop", None)
-    assert first.token_ids[-1] in llm.get_tokenizer().eos_token_ids
+    assert llm.get_tokenizer().token_text(first.token_ids[-1]) == "<|im_end|>"
     assert second.text == "The capital of Japan is Tokyo."
     assert (third.text, third.finish_reason, third.stop_reason) == ("The capital ", "stop", "of Fra")
     assert fourth.text.startswith("The capital of France is")

@@ -21,4 +21,4 @@ def byte_tokenizer() -> tokenizer.Tokenizer:
     special = ["<|im_start|>", "<|im_end|>"]  # 256, 257
     backend.add_special_tokens([AddedToken(token, special=True) for token in special])
     pretrained = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>", chat_template=CHAT_TEMPLATE)
-    return tokenizer.Tokenizer(pretrained, eos_token_ids=frozenset({257}))
+    return tokenizer.Tokenizer(pretrained)

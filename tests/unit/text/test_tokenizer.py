@@ -82,13 +82,6 @@ def test_a_model_without_template_says_what_to_do(byte_level_folder: Path, tmp_p
         Tokenizer.load(str(tmp_path)).apply_chat_template(MESSAGES)
 
 
-def test_end_of_sequence_ids_come_from_every_file_that_names_them(byte_level_folder: Path, tmp_path: Path) -> None:
-    shutil.copytree(byte_level_folder, tmp_path, dirs_exist_ok=True)
-    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 8]}))
-    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": 9, "text_config": {"eos_token_id": 10}}))
-    assert Tokenizer.load(str(tmp_path)).eos_token_ids == {1, 7, 8, 9, 10}
-
-
 def test_an_older_tokenizer_format_is_converted(byte_level_folder: Path, tmp_path: Path) -> None:
     model = json.loads((byte_level_folder / "tokenizer.json").read_text())["model"]
     (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"]))
@@ -98,7 +91,6 @@ def test_an_older_tokenizer_format_is_converted(byte_level_folder: Path, tmp_pat
     )
     tokenizer = Tokenizer.load(str(tmp_path))
     assert tokenizer.decode(tokenizer.encode("The quick 🌍")) == "The quick 🌍"
-    assert tokenizer.eos_token_ids == {1}
 
 
 def test_a_folder_without_tokenizer_names_the_setting(tmp_path: Path) -> None:
