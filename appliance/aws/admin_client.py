@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from http import HTTPStatus
 from typing import Literal
 
 import aiohttp
@@ -25,6 +26,12 @@ class AdminError(Exception):
     """The server does not answer, or refuses. The text is for people."""
 
 
+class AdminRefusal(AdminError):
+    def __init__(self, status: int, socket: str, text: str) -> None:
+        super().__init__(f"the server answered {status} at {socket}: {text[:200]}")
+        self.status = status
+
+
 class AdminClient:
     def __init__(self, socket: str) -> None:
         self._socket = socket
@@ -38,8 +45,13 @@ class AdminClient:
         when = None if deadline is None else rfc3339(deadline)
         return await self._ask("POST", {"deadline": when, "reason": reason})
 
-    async def cancel_drain(self) -> DrainStatus:
-        return await self._ask("POST", {"cancel": True})
+    async def cancel_drain(self) -> None:
+        """Serve again. A server that is ending stays as it is. Raises AdminError."""
+        try:
+            await self._ask("DELETE", None)
+        except AdminRefusal as refusal:
+            if refusal.status != HTTPStatus.CONFLICT:
+                raise
 
     async def _ask(self, method: str, body: dict[str, object] | None) -> DrainStatus:
         # A connection for each question: the server may have been restarted between two.
@@ -51,8 +63,8 @@ class AdminClient:
                 session.request(method, "http://pagebox/admin/drain", json=body) as response,
             ):
                 text = await response.text()
-                if response.status != 200:
-                    raise AdminError(f"the server answered {response.status} at {self._socket}: {text[:200]}")
+                if response.status != HTTPStatus.OK:
+                    raise AdminRefusal(response.status, self._socket, text)
                 return msgspec.json.decode(text, type=DrainStatus)
         except TimeoutError as error:
             raise AdminError(f"the server does not answer at {self._socket}") from error

@@ -18,6 +18,7 @@ class AdminDouble:
     state: str = "serving"
     deadline: str | None = None
     reason: str | None = None
+    cancelled: int = 0
     posts: list[dict[str, Any]] = field(default_factory=list)
 
     async def get(self, request: web.Request) -> web.Response:
@@ -26,10 +27,12 @@ class AdminDouble:
     async def post(self, request: web.Request) -> web.Response:
         body = await request.json()
         self.posts.append(body)
-        if body.get("cancel"):
-            self.state, self.deadline, self.reason = "serving", None, None
-        else:
-            self.state, self.deadline, self.reason = "draining", body["deadline"], body["reason"]
+        self.state, self.deadline, self.reason = "draining", body["deadline"], body["reason"]
+        return await self.get(request)
+
+    async def delete(self, request: web.Request) -> web.Response:
+        self.cancelled += 1
+        self.state, self.deadline, self.reason = "serving", None, None
         return await self.get(request)
 
     @asynccontextmanager
@@ -37,6 +40,7 @@ class AdminDouble:
         app = web.Application()
         app.router.add_get("/admin/drain", self.get)
         app.router.add_post("/admin/drain", self.post)
+        app.router.add_delete("/admin/drain", self.delete)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await runner.setup()
         await web.UnixSite(runner, str(socket)).start()

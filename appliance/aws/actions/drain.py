@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 LOOK_SECONDS = 2.0
 # So long nobody answers at the admin socket until there is taken to be no server, and so nothing to wait for.
 NOBODY_SERVES_SECONDS = 15.0
+_SAME = timedelta(seconds=1)  # the server counts by another clock
 
 
 class Drain:
@@ -110,7 +111,7 @@ class Drain:
             return False
         # Ours moved, or somebody else's drain is under way: an earlier deadline than ours is theirs to set.
         return self._asked is not None or (
-            deadline is not None and (status.deadline is None or status.deadline > deadline)
+            deadline is not None and (status.deadline is None or status.deadline > deadline + _SAME)
         )
 
     async def _ask_for_drain(self) -> DrainStatus:
