@@ -15,8 +15,8 @@ from appliance.models.facts import ModelFacts
 
 MIB = 2**20
 
-# `[T, hidden]` tensors alive beside a layer's own: the decoder's loop holds output and residual of the layer before, and
-# the sum of both is there; in the feed-forward block also what attention made, and its sum.
+# `[T, hidden]` tensors alive beside a layer's own: the decoder's loop holds output and residual of the layer before,
+# and the sum of both is there; in the feed-forward block also what attention made, and its sum.
 ATTENTION_STREAM = 3
 FEED_FORWARD_STREAM = 5
 # Rows of logits at once, at least: prompt log-probabilities take that many.
