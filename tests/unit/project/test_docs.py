@@ -187,7 +187,7 @@ def test_the_module_map_is_the_one_that_is_enforced() -> None:
 def test_every_command_is_one_and_takes_the_flags_it_is_given(page: Path) -> None:
     commands = {command.name for command in COMMANDS} | {"", "-"}
     for line in [*code_spans(page), *console_lines(page)]:
-        match = re.match(r"^(?:\.venv/bin/)?pagebox ((?:[a-z]+ ?){0,2})", line)
+        match = re.match(r"^(?:\.venv/bin/)?pagebox ((?:[a-z][a-z-]* ?){0,2})", line)
         if match is None:
             continue
         words = match[1].split()
