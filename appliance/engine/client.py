@@ -19,6 +19,7 @@ from appliance.engine.watchdog import Watchdog
 from appliance.protocol.wire import (
     AbortRequests,
     AddRequest,
+    Drain,
     EngineReady,
     FromEngine,
     Heartbeat,
@@ -98,6 +99,7 @@ class EngineClient:
         self._stats = SchedulerStats()
         self._engine_busy = False
         self._watchdog = Watchdog(heartbeat_interval)
+        self._drain_deadline: float | None = None
 
     # ---- life ----------------------------------------------------------------------------------------------------
 
@@ -172,6 +174,15 @@ class EngineClient:
                 if not stream.is_complete and self._connection is not None:
                     self._connection.send(AbortRequests([request.request_id]))
 
+    def drain(self, deadline: float | None) -> None:
+        """Have the engine shed what cannot end before `deadline`, in `time.monotonic()` seconds; None: no longer.
+
+        Holds for an engine that comes later as well. What is shed ends in a delta with finish reason "shed".
+        """
+        self._drain_deadline = deadline
+        if self._connection is not None:
+            self._connection.send(Drain(deadline))
+
     async def reset_prefix_cache(self) -> None:
         """Forget every cached prefix that no running request holds. Raises `EngineUnavailable`."""
         if self._connection is None:
@@ -208,6 +219,8 @@ class EngineClient:
     def _connected(self, connection: _Connection) -> None:
         self._connection = connection
         self._watchdog.reset()
+        if self._drain_deadline is not None:
+            connection.send(Drain(self._drain_deadline))
 
     def _disconnected(self, connection: _Connection) -> None:
         if connection is not self._connection:

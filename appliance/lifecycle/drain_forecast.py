@@ -46,7 +46,7 @@ def forecast(loads: Sequence[Load], machine: Machine) -> list[Times]:
     now, steps = 0.0, 0.0
     first, end = [0.0] * len(loads), [0.0] * len(loads)
     decoding: list[tuple[float, int]] = []  # heap of (the count of steps at which it ends, index)
-    held = sum(load.known for load in loads if load.has_place)  # tokens in the cache
+    held = float(sum(load.known for load in loads if load.has_place))  # tokens in the cache
     places = sum(load.has_place for load in loads)
     prompts = []
     for i, load in enumerate(loads):

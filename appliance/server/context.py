@@ -11,11 +11,14 @@ from aiohttp import web
 from appliance.config import Settings
 from appliance.engine.client import EngineClient
 from appliance.keys.usage import KeyUsage
+from appliance.lifecycle.drain_planner import Outlook
+from appliance.protocol.sampling_params import SamplingParams
 from appliance.protocol.wire import EngineReady
 from appliance.server.admission import AdmissionQueue
 from appliance.server.audit import Audit
 from appliance.server.auth import ApiKeys
 from appliance.server.caller import Caller
+from appliance.server.draining import refused
 from appliance.server.errors import ApiError, unavailable
 from appliance.server.key_reload import KeyReload
 from appliance.server.limits import TimeLimits
@@ -43,7 +46,8 @@ class ServerContext:
     model_names: tuple[str, ...]  # the first is the one in replies
     started: float = field(default_factory=time.monotonic)
     created: int = field(default_factory=lambda: int(time.time()))
-    draining: bool = False  # no new work is taken
+    draining: bool = False  # only work is taken that can end before a deadline
+    drained: bool = False  # none is taken any more
     has_started: bool = False  # the engine was ready once
 
     def models_of(self, caller: Caller) -> list[str]:
@@ -75,16 +79,33 @@ class ServerContext:
 
     def ready_engine(self) -> EngineReady:
         """The numbers of the engine. Raises a 503 that says why it cannot take work now."""
-        reason = self.not_ready_reason()
+        if self.drained:
+            raise refused("This server is about to end and takes no new requests.")
+        reason = self._not_decoding_reason()
         ready = self.engine.status.ready
         if reason is not None or ready is None:
             raise unavailable(reason or "The engine is not ready.")
         return ready
 
     def not_ready_reason(self) -> str | None:
-        """Why this server cannot decode a token now, in a sentence; None when it can."""
-        if self.draining:
-            return "The server is shutting down and takes no new requests."
+        """Why no new requests should be sent here, in a sentence; None when they should."""
+        return "The server is shutting down." if self.draining else self._not_decoding_reason()
+
+    def check_can_finish(self, prompt_tokens: int, params: SamplingParams) -> None:
+        """Raises a 503 for a request that would most probably not end before the deadline of a drain."""
+        seconds_left, told = self.limits.drain_seconds_left, self.engine.status.stats.drain
+        if seconds_left is None:
+            return
+        most = params.max_tokens or prompt_tokens
+        least = most if params.ignore_eos else params.min_tokens
+        if told is not None:
+            outlook = Outlook(told.start, told.seconds_per_prompt_token, told.seconds_per_token, told.typical_tokens)
+            if outlook.fits(params.n * prompt_tokens, least, most, seconds_left):
+                return
+        raise refused(f"This server ends in {seconds_left:.0f} s, and the request would take longer.")
+
+    def _not_decoding_reason(self) -> str | None:
+        """Why this server cannot decode a token now."""
         status = self.engine.status
         if not self.engine.is_ready():
             if status.phase == "ready":

@@ -32,7 +32,15 @@ class EngineExit(_Message, frozen=True):
 
 
 class Drain(_Message, frozen=True):
+    """Answered by `Drained`. `deadline` is `time.monotonic()`, which all processes of a machine share."""
+
+    number: int  # of the drain; a moved deadline makes no other one
+    deadline: float
     leave: bool  # and leave idle connections to the server that comes after this one
+
+
+class CancelDrain(_Message, frozen=True):
+    pass
 
 
 class ReloadKeys(_Message, frozen=True):
@@ -52,7 +60,7 @@ class AllMetrics(_Message, frozen=True):
     families: list[Family]
 
 
-ToProcess = EngineExit | Drain | ReloadKeys | CollectMetrics | AllMetrics
+ToProcess = EngineExit | Drain | CancelDrain | ReloadKeys | CollectMetrics | AllMetrics
 
 # ---- server process -> parent ----------------------------------------------------------------------------------------
 
@@ -62,7 +70,7 @@ class TokenizerLoaded(_Message, frozen=True):
 
 
 class Drained(_Message, frozen=True):
-    pass
+    number: int
 
 
 class ScrapeMetrics(_Message, frozen=True):

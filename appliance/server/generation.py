@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import msgspec
@@ -19,6 +19,10 @@ from appliance.server.request_record import RequestRecord
 from appliance.text.sequence import SequenceDelta, SequenceStream
 
 
+class Shed(EngineUnavailable):
+    """The engine has a deadline, and the request cannot end before it."""
+
+
 @dataclass(slots=True)
 class Sequence:
     """One sequence and what is known of it so far. Times are `time.monotonic()` seconds, durations seconds."""
@@ -27,12 +31,22 @@ class Sequence:
     prompt_index: int
     request: AddRequest
     stream: SequenceStream
+    token_ids: list[int] = field(default_factory=list)  # generated, as far as they were handed on
     num_cached_tokens: int = 0
     prompt_logprobs: list[TokenLogprobs | None] | None = None  # with the first part, if asked for
     first_token: float | None = None
     last_delivery: float = 0.0
     queue_time: float | None = None
     prefill_time: float | None = None
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self.request.prompt_token_ids) - self.request.num_resumed_tokens
+
+    @property
+    def num_generated(self) -> int:
+        """Tokens, here: those that another machine generated before are none of ours."""
+        return self.stream.num_tokens - self.request.num_resumed_tokens
 
 
 class Sink(Protocol):
@@ -88,8 +102,8 @@ class Generation:
     def usage(self) -> Usage:
         """Tokens so far. The prompt of `n` sequences counts once."""
         first_of_prompt = {sequence.prompt_index: sequence for sequence in reversed(self.sequences)}.values()
-        prompt = sum(len(sequence.request.prompt_token_ids) for sequence in first_of_prompt)
-        completion = 0 if self._prompt_only else sum(sequence.stream.num_tokens for sequence in self.sequences)
+        prompt = sum(sequence.num_prompt_tokens for sequence in first_of_prompt)
+        completion = 0 if self._prompt_only else sum(sequence.num_generated for sequence in self.sequences)
         return Usage(
             prompt_tokens=prompt,
             completion_tokens=completion,
@@ -103,6 +117,8 @@ class Generation:
         def consume(delta: TokenDelta) -> bool:
             if delta.finish_reason == "error":
                 raise EngineError(delta.error or "The engine failed on this request.")
+            if delta.finish_reason == "shed":
+                raise Shed("This machine is about to end, and the request cannot finish before")
             if delta.finish_reason == "abort":
                 raise EngineUnavailable("The engine gave this request up; send it again.")
             self._note(sequence, delta)
@@ -110,6 +126,7 @@ class Generation:
             for piece in _pieces(delta) if one_by_one else (delta,):
                 part = stream.push(piece)
                 assert part is not None, "no piece follows the one that finished the sequence"
+                sequence.token_ids += part.token_ids
                 wants_more = sink.take(sequence, part)
                 if part.finish_reason is not None:
                     return False
@@ -132,7 +149,8 @@ class Generation:
     def _note(self, sequence: Sequence, delta: TokenDelta) -> None:
         now = time.monotonic()
         if delta.num_cached_tokens:
-            sequence.num_cached_tokens = max(sequence.num_cached_tokens, delta.num_cached_tokens)
+            cached = min(delta.num_cached_tokens, sequence.num_prompt_tokens)
+            sequence.num_cached_tokens = max(sequence.num_cached_tokens, cached)
         if delta.prompt_logprobs is not None:
             sequence.prompt_logprobs = delta.prompt_logprobs
         if sequence.first_token is not None:
@@ -141,7 +159,7 @@ class Generation:
             sequence.first_token = now
             sequence.queue_time = delta.queue_time
             sequence.prefill_time = delta.prefill_time
-            self._ticket.started(len(sequence.request.prompt_token_ids))
+            self._ticket.started(sequence.num_prompt_tokens)
             if self._record.first_token is None:
                 self._record.first_token = now
         sequence.last_delivery = now
@@ -154,8 +172,8 @@ class Generation:
         self._metrics.sequence_finished(
             SequenceTimings(
                 finish_reason=outcome,
-                prompt_tokens=len(sequence.request.prompt_token_ids),
-                generation_tokens=sequence.stream.num_tokens,
+                prompt_tokens=sequence.num_prompt_tokens,
+                generation_tokens=sequence.num_generated,
                 end_to_end=time.monotonic() - started,
                 time_to_first_token=None if sequence.first_token is None else sequence.first_token - started,
                 queue=sequence.queue_time,

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import socket
 import ssl
-import time
 
 from aiohttp import web
 
@@ -35,7 +34,12 @@ class HttpServer:
         """Serve the connections that come in at `listening`, if given, and those of `adopt`. Raises ssl.SSLError."""
         self._tls = tls_context(self._context.settings.server)
         await self._runner.setup()
-        for listener in listening.sockets if listening is not None else ():
+        if listening is not None:
+            await self.accept(listening)
+
+    async def accept(self, listening: Listening) -> None:
+        """From now on serve the connections that come in at `listening`, too."""
+        for listener in listening.sockets:
             await web.SockSite(self._runner, listener, ssl_context=self._tls, backlog=BACKLOG).start()
 
     def adopt(self, connection: socket.socket) -> None:
@@ -54,11 +58,24 @@ class HttpServer:
         assert self._runner.server is not None
         self._runner.server.pre_shutdown()
 
-    async def drain(self) -> None:
-        """Refuse new requests, and return when those that run have ended, at the latest after drain-timeout."""
+    def drain(self, deadline: float) -> None:
+        """Take only what can end before `deadline`, in `time.monotonic()` seconds; what still runs then is ended.
+
+        May be called again, to move the deadline.
+        """
         self._context.draining = True
-        log.info("Draining: new requests are refused")
-        await self._context.limits.drain(time.monotonic() + self._context.settings.server.drain_timeout)
+        self._context.limits.drain(deadline)
+        self._context.engine.drain(deadline)
+
+    def cancel_drain(self) -> None:
+        self._context.draining = self._context.drained = False
+        self._context.limits.drain(None)
+        self._context.engine.drain(None)
+
+    async def drained(self) -> None:
+        """Returns when nothing runs any more; from then on nothing is taken."""
+        await self._context.limits.idle()
+        self._context.drained = self._context.draining
 
     async def stop(self) -> None:
         """Close every connection and what the application started."""

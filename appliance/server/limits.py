@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from appliance.server.errors import ApiError, unavailable
+from appliance.server.draining import refused
+from appliance.server.errors import ApiError
 
 
 class TimeLimits:
@@ -15,7 +17,7 @@ class TimeLimits:
 
     def __init__(self, request_seconds: float) -> None:
         self._request_seconds = request_seconds  # 0: no limit
-        self._running: set[asyncio.Timeout] = set()
+        self._running: dict[asyncio.Timeout, float] = {}  # and what each may take without a drain
         self._drain_deadline: float | None = None
         self._idle = asyncio.Event()
         self._idle.set()
@@ -23,31 +25,31 @@ class TimeLimits:
     @asynccontextmanager
     async def limit(self, started: float) -> AsyncIterator[None]:
         """Raises an `ApiError` in the block when a request that began at `started` runs out of time."""
-        deadlines = [started + self._request_seconds] if self._request_seconds else []
-        if self._drain_deadline is not None:
-            deadlines.append(self._drain_deadline)
-        timeout = asyncio.timeout_at(_loop_time(min(deadlines)) if deadlines else None)
-        self._running.add(timeout)
+        own = started + self._request_seconds if self._request_seconds else math.inf
+        timeout = asyncio.timeout_at(self._at(own))
         self._idle.clear()
         try:
             async with timeout:
+                self._running[timeout] = own
                 yield
         except TimeoutError:
             if not timeout.expired():
                 raise
             raise self._out_of_time(started) from None
         finally:
-            self._running.discard(timeout)
+            self._running.pop(timeout, None)
             if not self._running:
                 self._idle.set()
 
-    async def drain(self, deadline: float) -> None:
-        """Returns when nothing runs any more; what still runs at `deadline` is ended."""
+    def drain(self, deadline: float | None) -> None:
+        """What still runs at `deadline` is ended, also if another was set before; None: nothing is any more."""
         self._drain_deadline = deadline
-        at = _loop_time(deadline)
-        for timeout in self._running:
-            when = timeout.when()
-            timeout.reschedule(at if when is None else min(at, when))
+        for timeout, own in self._running.items():
+            if not timeout.expired():
+                timeout.reschedule(self._at(own))
+
+    async def idle(self) -> None:
+        """Returns when nothing runs."""
         await self._idle.wait()
 
     @property
@@ -63,7 +65,12 @@ class TimeLimits:
                 code="timeout",
                 outcome="timeout",
             )
-        return unavailable("The server is shutting down; send the request again.", "shutting_down")
+        return refused("This server is about to end, and the request could not finish.")
+
+    def _at(self, own: float) -> float | None:
+        """When a request ends that may take until `own`, by the clock of the loop."""
+        deadline = own if self._drain_deadline is None else min(own, self._drain_deadline)
+        return None if deadline == math.inf else _loop_time(deadline)
 
 
 def _loop_time(monotonic: float) -> float:

@@ -12,6 +12,10 @@ from appliance.config import ServerSettings
 
 BACKLOG = 1024  # connections that wait to be accepted, as when a few hundred clients begin at once
 
+# What waits in a socket that outlives its servers had better wait a moment longer than be refused by one whose tokenizer
+# is still loading. But not for an engine that is loading a model.
+SETTLE_SECONDS = 10.0
+
 
 @dataclass(frozen=True, slots=True)
 class Listening:
@@ -25,7 +29,7 @@ class Listening:
 
 
 def listen(settings: ServerSettings, inherited: Sequence[socket.socket] = ()) -> Listening:
-    """At `inherited` sockets, if there are any. Raises OSError, or ssl.SSLError for a certificate that cannot be used."""
+    """At `inherited` sockets, if there are any. Raises OSError, or ssl.SSLError for an unusable certificate."""
     if inherited:
         tls_context(settings)
         return Listening(list(inherited), ", ".join(map(_address, inherited)), outlives_us=True)

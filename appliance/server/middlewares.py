@@ -89,6 +89,9 @@ def route_of(request: web.Request, routes: Mapping[tuple[str, str], Route]) -> R
 
 async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
     """Signal on_response_prepare: also for streams, whose headers leave before the handler returns."""
+    if request.app[CONTEXT].draining:  # this connection leads to a server that is about to end
+        response.headers["Connection"] = "close"
+        response.force_close()
     record = request.get(RECORD)
     if record is not None:
         response.headers["X-Request-Id"] = record.request_id

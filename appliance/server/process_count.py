@@ -14,6 +14,6 @@ MOST = 4
 def process_count(settings: ServerSettings) -> int:
     if settings.api_server_count != "auto":
         return settings.api_server_count
-    has_gpu = any(Path("/dev").glob("nvidia[0-9]*"))
+    has_gpu = Path("/sys/module/nvidia").exists()  # not a device: a server under systemd sees none
     cores = len(os.sched_getaffinity(0))
     return max(1, min(MOST, cores // CORES_FOR_ONE)) if has_gpu else 1

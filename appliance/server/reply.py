@@ -19,6 +19,7 @@ from appliance.server.context import ServerContext
 from appliance.server.errors import as_api_error
 from appliance.server.generation import Generation, Sequence
 from appliance.server.request_record import RECORD, RequestRecord
+from appliance.server.resume import with_resume_handle
 from appliance.server.sse import DONE, EventStream, event
 from appliance.text.sequence import SequenceDelta
 
@@ -60,7 +61,7 @@ class Collected:
 class _Collector:
     """A `Sink` that keeps everything."""
 
-    def __init__(self, results: list[Collected]) -> None:
+    def __init__(self, results: dict[int, Collected]) -> None:
         self._results = results
 
     def take(self, sequence: Sequence, part: SequenceDelta) -> bool:
@@ -78,10 +79,13 @@ class _Collector:
 
 async def collect(generation: Generation, context: ServerContext, record: RequestRecord) -> list[Collected]:
     """All sequences, once they have ended."""
-    results = [Collected() for _ in generation.sequences]
-    async with context.limits.limit(record.started):
-        await generation.run(_Collector(results))
-    return results
+    results = {sequence.index: Collected() for sequence in generation.sequences}
+    try:
+        async with context.limits.limit(record.started):
+            await generation.run(_Collector(results))
+    except Exception as error:
+        raise with_resume_handle(error, generation.sequences) from error
+    return list(results.values())
 
 
 class StreamedReply(Protocol):
@@ -146,7 +150,7 @@ async def stream(
             raise
         except Exception as error:
             record = request[RECORD]
-            api_error = as_api_error(error, record.request_id)
+            api_error = as_api_error(with_resume_handle(error, generation.sequences), record.request_id)
             record.outcome = api_error.outcome
             record.error_code = api_error.code
             events.send(event(api_error.body()))

@@ -9,7 +9,8 @@ import logging
 import signal
 import socket
 import tempfile
-from collections.abc import Callable, Coroutine, Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -18,11 +19,13 @@ from appliance.engine.client import EngineClient
 from appliance.engine.supervisor import EngineSupervisor, engine_command
 from appliance.lifecycle.sd_notify import service_manager
 from appliance.lifecycle.socket_activation import inherited_sockets
+from appliance.server.admin import AdminServer
 from appliance.server.app import create_app
 from appliance.server.auth import open_store
 from appliance.server.context import CONTEXT
+from appliance.server.drain_control import DrainControl, Draining
 from appliance.server.http_server import HttpServer
-from appliance.server.listening import listen
+from appliance.server.listening import SETTLE_SECONDS, listen
 from appliance.server.process_count import process_count
 from appliance.server.server_processes import ServerProcesses
 from appliance.server.service import Service
@@ -31,9 +34,11 @@ from appliance.text.load_tokenizer import load_tokenizer
 log = logging.getLogger(__name__)
 
 HTTP_SOCKET = "http"  # FileDescriptorName= in pagebox-server.socket
+ADMIN_SOCKET = "admin"  # and in pagebox-admin.socket
+ENGINE_SECONDS = 1.0  # in which an engine that is there has told how it is
 
 
-class Front(Protocol):
+class Front(Draining, Protocol):
     """What speaks HTTP."""
 
     async def start(self, inherited: Sequence[socket.socket]) -> str:
@@ -48,10 +53,6 @@ class Front(Protocol):
 
     def reload_keys(self) -> None: ...
 
-    async def drain(self) -> None:
-        """Returns when what runs has ended. Inherited sockets are left to whoever listens at them next."""
-        ...
-
     async def stop(self) -> None: ...
 
 
@@ -65,13 +66,27 @@ class InThisProcess:
         self._context = app[CONTEXT]
         self._server = HttpServer(app)
         self._leaves = False
+        self._leaving: asyncio.Task[None] | None = None
 
     async def start(self, inherited: Sequence[socket.socket]) -> str:
         listening = listen(self._settings.server, inherited)
         self._leaves = listening.outlives_us
-        await self._server.start(listening)
         await self._client.start()
+        if not self._leaves:
+            await self._server.start(listening)
+            return listening.url
+        await self._server.start()
+        await self._settle()
+        await self._server.accept(listening)
         return listening.url
+
+    async def _settle(self) -> None:
+        """Wait for the tokenizer, if there is an engine that could serve what waits in the sockets."""
+        began = time.monotonic()
+        while (waited := time.monotonic() - began) < SETTLE_SECONDS and self._context.not_ready_reason() is not None:
+            if waited > ENGINE_SECONDS and not self._client.is_ready():
+                return
+            await asyncio.sleep(0.02)
 
     def describe(self) -> str:
         status = self._client.status
@@ -88,10 +103,16 @@ class InThisProcess:
     def reload_keys(self) -> None:
         self._context.reload_keys()
 
-    async def drain(self) -> None:
-        if self._leaves:
-            await self._server.leave()
-        await self._server.drain()
+    def drain(self, deadline: float, *, final: bool) -> None:
+        self._server.drain(deadline)
+        if final and self._leaves and self._leaving is None:
+            self._leaving = asyncio.create_task(self._server.leave())
+
+    def cancel_drain(self) -> None:
+        self._server.cancel_drain()
+
+    async def drained(self) -> None:
+        await self._server.drained()
 
     async def stop(self) -> None:
         await self._server.stop()
@@ -104,7 +125,8 @@ async def serve(
     on_listening: Callable[[str], None] | None = None,
     engine_command: Callable[[Path, Path], list[str]] = engine_command,
 ) -> None:
-    """Serve until SIGTERM or SIGINT, then drain. A second signal ends the drain at once.
+    """Serve until SIGTERM or SIGINT, then drain. A second signal ends what still runs. Drains as well when it is asked
+    to at the admin socket, and then goes on answering that it does.
 
     SIGHUP has the API keys read again, unless there is a terminal to hang up. Started by systemd it listens at the
     socket that comes from there, and says what it does.
@@ -115,13 +137,6 @@ async def serve(
     the command that starts an engine, from its socket and its settings file.
     """
     loop = asyncio.get_running_loop()
-    stop, hurry = asyncio.Event(), asyncio.Event()
-
-    def on_signal() -> None:
-        (hurry if stop.is_set() else stop).set()
-
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signum, on_signal)
     manager, inherited = service_manager(), inherited_sockets()
     with tempfile.TemporaryDirectory(prefix="pagebox-") as name:
         folder = Path(name)
@@ -129,6 +144,15 @@ async def serve(
         count = process_count(settings.server)
         front = _front(settings, engine_socket, folder, count)
         service = Service(manager, front.describe)
+        control = DrainControl(front, settings.server.drain_timeout)
+        admin = AdminServer(control)
+
+        def on_signal(name: str) -> None:
+            service.is_draining(settings.server.drain_timeout)
+            control.terminate(name)
+
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signum, on_signal, signum.name)
         supervisor = None
         if settings.server.engine_socket is None:
             settings_file = folder / "settings.json"
@@ -138,6 +162,7 @@ async def serve(
             front.engine_exited(f"Waiting for the engine at {engine_socket}", False)
         try:
             url = await front.start(inherited.get(HTTP_SOCKET, ()))
+            await admin.start(settings.server.admin_socket, inherited.get(ADMIN_SOCKET, ()))
             _say_who_may_call(settings.server, url)
             if not _has_terminal():
                 loop.add_signal_handler(signal.SIGHUP, service.reload, front.reload_keys)
@@ -147,14 +172,13 @@ async def serve(
                 on_listening(url)
             if supervisor is not None:
                 await supervisor.start()
-            await stop.wait()
-            service.is_draining(settings.server.drain_timeout)
-            await _first_of(front.drain(), hurry.wait())
+            await control.ended()
         finally:
             # the engine first: streams that still run end with an error from it instead of a cut connection
             if supervisor is not None:
                 await supervisor.stop()
             await front.stop()
+            await admin.stop()
             service.is_gone()
 
 
@@ -163,13 +187,6 @@ def _front(settings: Settings, engine_socket: Path, folder: Path, count: int) ->
         return InThisProcess(settings, engine_socket)
     open_store(settings.server)  # keys with a mistake in them are told here once, not by each process for ever
     return ServerProcesses(settings, engine_socket, folder, count)
-
-
-async def _first_of(*waits: Coroutine[object, object, object]) -> None:
-    tasks = [asyncio.create_task(wait) for wait in waits]
-    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    for task in tasks:
-        task.cancel()
 
 
 def _say_who_may_call(settings: ServerSettings, url: str) -> None:

@@ -30,6 +30,7 @@ from appliance.server.app import create_app
 from appliance.server.context import CONTEXT, ServerContext
 from appliance.server.control import (
     AllMetrics,
+    CancelDrain,
     CollectMetrics,
     Drain,
     Drained,
@@ -63,6 +64,7 @@ class ServerProcess:
         self._tickets = itertools.count()
         self._scrapes: dict[int, asyncio.Future[AllMetrics]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._drain_number = 0  # of the newest drain
 
     async def run(self, control: socket.socket, connections: socket.socket) -> None:
         """Serve until the control channel closes."""
@@ -84,8 +86,10 @@ class ServerProcess:
         match message:
             case EngineExit(reason, final):
                 self._client.report_exit(reason, final=final)
-            case Drain(leave):
-                self._start(self._drain(leave))
+            case Drain():
+                self._drain(message)
+            case CancelDrain():
+                self._server.cancel_drain()
             case ReloadKeys():
                 self._context.reload_keys()
             case CollectMetrics(ticket):
@@ -111,11 +115,17 @@ class ServerProcess:
         if await self._context.tokenizers.loaded():
             self._writer.write(frame(TokenizerLoaded()))
 
-    async def _drain(self, leave: bool) -> None:
-        if leave:
-            await self._server.leave()
-        await self._server.drain()
-        self._writer.write(frame(Drained()))
+    def _drain(self, message: Drain) -> None:
+        self._server.drain(message.deadline)
+        if message.leave:
+            self._start(self._server.leave())
+        if message.number != self._drain_number:
+            self._drain_number = message.number
+            self._start(self._tell_when_drained(message.number))
+
+    async def _tell_when_drained(self, number: int) -> None:
+        await self._server.drained()
+        self._writer.write(frame(Drained(number)))
 
     async def _exposition(self) -> bytes:
         """What all processes counted, and the state of things as this one sees it."""

@@ -17,6 +17,7 @@ from appliance.config import Settings, settings_to_json
 from appliance.keys.usage import KeyUsage
 from appliance.server.admission import WaitingCounts
 from appliance.server.control import (
+    CancelDrain,
     Drain,
     Drained,
     EngineExit,
@@ -30,7 +31,7 @@ from appliance.server.control import (
     messages,
     to_parent,
 )
-from appliance.server.listening import Listening, listen
+from appliance.server.listening import SETTLE_SECONDS, Listening, listen
 from appliance.server.metrics_exchange import MetricsExchange
 
 log = logging.getLogger(__name__)
@@ -72,12 +73,18 @@ class ServerProcesses:
         self._metrics = MetricsExchange()
         self._handed_out = 0  # connections
         self._engine_exit: EngineExit | None = None  # only when it was for good
+        self._drain: Drain | None = None  # while they drain
+        self._num_drains = 0
+        self._settled_at = 0.0  # until then connections wait for a process that is ready
         self.stopping = False
 
     async def start(self, inherited: Sequence[socket.socket] = ()) -> str:
         """Listen, at `inherited` sockets if there are any, and start the processes; returns the URL. Raises OSError or
         ssl.SSLError."""
         self._listening = listen(self._settings.server, inherited)
+        if self._listening.outlives_us:
+            self._settled_at = time.monotonic() + SETTLE_SECONDS
+            asyncio.get_running_loop().call_later(SETTLE_SECONDS, self._accept_again)
         for process in self._processes:
             process.start()
         return self._listening.url
@@ -96,17 +103,31 @@ class ServerProcesses:
     def describe(self) -> str:
         """What they do, in one line for people."""
         ready = sum(process.is_ready for process in self._processes)
-        return f"{'Draining' if self.stopping else 'Serving'}: {ready} of {len(self._processes)} processes are ready"
+        return (
+            f"{'Serving' if self._drain is None else 'Draining'}: {ready} of {len(self._processes)} processes are ready"
+        )
 
-    async def drain(self) -> None:
-        """Have all processes drain; returns when they have. Inherited sockets are left to whoever listens at them
-        next."""
-        self.stopping = True
-        leave = self._listening is not None and self._listening.outlives_us
+    def drain(self, deadline: float, *, final: bool) -> None:
+        """Have all processes drain."""
+        self.stopping = final
+        leave = final and self._listening is not None and self._listening.outlives_us
         if leave:
             self._stop_accepting()
+        if self._drain is None:
+            self._num_drains += 1
+            for process in self._processes:
+                process.begins_to_drain(self._num_drains)
+        self._drain = Drain(self._num_drains, deadline, leave)
         for process in self._processes:
-            process.send(Drain(leave))
+            process.send(self._drain)
+
+    def cancel_drain(self) -> None:
+        self._drain = None
+        for process in self._processes:
+            process.send(CancelDrain())
+
+    async def drained(self) -> None:
+        """Returns when all processes have drained."""
         await asyncio.gather(*(process.drained.wait() for process in self._processes))
 
     async def stop(self) -> None:
@@ -122,6 +143,14 @@ class ServerProcesses:
         self._metrics.began(process.number, process.send)
         if self._engine_exit is not None:
             process.send(self._engine_exit)
+        if self._drain is not None:
+            process.send(self._drain)
+            if self._drain.leave:
+                return
+        self._accept_again()
+
+    def is_ready(self) -> None:
+        """A process became ready."""
         self._accept_again()
 
     def ended(self, process: _Process) -> None:
@@ -156,7 +185,10 @@ class ServerProcesses:
                     log.error("A connection was closed because no server process takes any")
 
     def _accept_again(self) -> None:
-        for listener in () if self._listening is None else self._listening.sockets:
+        listening = self._listening
+        if listening is None or (self.stopping and listening.outlives_us):
+            return
+        for listener in listening.sockets:
             asyncio.get_running_loop().add_reader(listener, self._accept, listener)
 
     def _stop_accepting(self) -> None:
@@ -169,7 +201,9 @@ class ServerProcesses:
         turn = self._handed_out % len(self._processes)
         in_turn = [*self._processes[turn:], *self._processes[:turn]]
         ready = [process for process in in_turn if process.is_ready]
-        return ready or [process for process in self._processes if process.is_running]
+        if ready or time.monotonic() < self._settled_at:
+            return ready
+        return [process for process in self._processes if process.is_running]
 
 
 class _Process:
@@ -186,6 +220,7 @@ class _Process:
         self.number = number
         self.is_ready = False
         self.drained = asyncio.Event()  # nothing runs in it that a drain waits for
+        self._drain_number = 0
         self._settings = _for_process(settings, number)
         self._command = [*command, "--number", str(number)]
         self._waiting = waiting
@@ -215,6 +250,12 @@ class _Process:
     def send(self, message: ToProcess) -> None:
         if self._control is not None:
             self._control.write(frame(message))
+
+    def begins_to_drain(self, number: int) -> None:
+        """The drain of this number is about to be sent."""
+        self._drain_number = number
+        if self.is_running:
+            self.drained.clear()
 
     def give(self, connection: socket.socket) -> bool:
         """Hand `connection` over; the caller still closes its own. False if the process does not take it."""
@@ -274,8 +315,10 @@ class _Process:
         match message:
             case TokenizerLoaded():
                 self.is_ready = True
-            case Drained():
-                self.drained.set()
+                self._parent.is_ready()
+            case Drained(number):
+                if number == self._drain_number:
+                    self.drained.set()
             case _:
                 self._parent.received(self, message)
 

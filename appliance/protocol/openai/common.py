@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 # What still fits the engine's wire; ranges that mean something are checked by `SamplingParams.validate`.
 Int = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
@@ -14,6 +15,23 @@ class StreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
     include_obfuscation: bool | None = None  # refused when true
+
+
+class ResumeChoice(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """How far one choice has come, for another machine to go on from there with the same request."""
+
+    index: Annotated[int, msgspec.Meta(ge=0)]
+    generated_token_ids: list[int]
+    text: str  # of these tokens, as far as it was shown
+    seed: int
+    position: int  # of the next token: tokens of the prompt and generated ones
+    finish_reason: str | None = None  # it has ended, there is nothing to resume
+
+
+class Resume(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The resume handle: what the error of an interrupted request has, and the same request takes elsewhere."""
+
+    choices: list[ResumeChoice]
 
 
 class GenerationRequest(msgspec.Struct, kw_only=True):
@@ -50,6 +68,7 @@ class GenerationRequest(msgspec.Struct, kw_only=True):
     return_token_ids: bool | None = None
     add_special_tokens: bool | None = None
     echo: bool | None = None
+    resume: Resume | None = None  # ours: go on with what another machine began
 
 
 class PromptTokensDetails(msgspec.Struct, kw_only=True):
@@ -79,6 +98,7 @@ class ErrorDetail(msgspec.Struct, kw_only=True):
     type: str
     param: str | None = None
     code: str | None = None
+    resume: Resume | UnsetType = UNSET
 
 
 class ErrorBody(msgspec.Struct, kw_only=True):

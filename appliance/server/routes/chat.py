@@ -31,6 +31,7 @@ from appliance.server.intake import (
 )
 from appliance.server.reply import collect, new_head, stream
 from appliance.server.request_record import RECORD
+from appliance.server.resume import check_resume, resumed
 from appliance.server.sampling import sampling_params
 from appliance.text.tokenizer import Tokenizer
 
@@ -50,9 +51,11 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
         check_prompt(prompt.token_ids, ready, _names(body))
         ticket.resize(params.n, params.n * len(prompt.token_ids))
         params = _params(body, ready, len(prompt.token_ids))
+        context.check_can_finish(len(prompt.token_ids), params)
         caller.hold_tokens(len(prompt.token_ids), params.n * (params.max_tokens or 0), asked=_asked(body) is not None)
         record.note_prompt(messages[-1]["content"], context.settings.server.max_log_len)
         sequences = make_sequences(body, [prompt], [params], tokenizer, context.draw_seed, head.id, caller)
+        sequences = resumed(sequences, body.resume, tokenizer, ready)
         generation = Generation(context.engine, context.metrics, record, ticket, sequences)
         reply = ChatReply(head, body, tokenizer, prompt, messages[-1], context.settings.server.response_role)
         if body.stream:
@@ -63,6 +66,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
 
 def _check(body: ChatCompletionRequest, settings: Settings) -> None:
     check_generation_fields(body, settings)
+    check_resume(body)
     if body.top_logprobs is not None and not body.logprobs:
         raise bad_request("`top_logprobs` needs `logprobs`: true.", "top_logprobs", "invalid_value")
     if body.continue_final_message and body.add_generation_prompt:

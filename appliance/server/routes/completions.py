@@ -27,6 +27,7 @@ from appliance.server.intake import (
 )
 from appliance.server.reply import collect, new_head, stream
 from appliance.server.request_record import RECORD
+from appliance.server.resume import check_resume, resumed
 from appliance.server.sampling import sampling_params
 from appliance.server.tokenizer_holder import NO_TOKENIZER
 from appliance.text.tokenizer import Tokenizer
@@ -49,6 +50,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
         prompts = await _tokenized(raw, body, context, ready)
         ticket.resize(n * len(raw), n * sum(len(prompt.token_ids) for prompt in prompts))
         params = [_params(body, ready, len(prompt.token_ids)) for prompt in prompts]
+        context.check_can_finish(sum(len(prompt.token_ids) for prompt in prompts), params[0])
         caller.hold_tokens(
             sum(len(prompt.token_ids) for prompt in prompts),
             sum(n * (one.max_tokens or 0) for one in params),
@@ -56,6 +58,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
         )
         record.note_prompt(prompts[0].text or "", context.settings.server.max_log_len)
         sequences = make_sequences(body, prompts, params, tokenizer, context.draw_seed, head.id, caller)
+        sequences = resumed(sequences, body.resume, tokenizer, ready)
         generation = Generation(
             context.engine, context.metrics, record, ticket, sequences, prompt_only=asks_for_prompt_only(body)
         )
@@ -68,6 +71,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
 
 def _check(body: CompletionRequest, settings: Settings) -> None:
     check_generation_fields(body, settings)
+    check_resume(body)
     if settings.model.skip_tokenizer_init:
         for name in ("stop", "bad_words"):
             if getattr(body, name):

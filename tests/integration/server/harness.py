@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -85,7 +86,12 @@ async def running_server(
         aiohttp.ClientSession(headers={"Authorization": f"Bearer {KEY}"}) as http,
         openai.AsyncOpenAI(base_url=url + "/v1", api_key=KEY, max_retries=0) as openai_client,
     ):
-        server = Server(url, engine, client, app, http, openai_client, http_server.drain)
+
+        async def drain() -> None:
+            http_server.drain(time.monotonic() + app[CONTEXT].settings.server.drain_timeout)
+            await http_server.drained()
+
+        server = Server(url, engine, client, app, http, openai_client, drain)
         if engine_ready and load_tokenizer is None:
             await eventually(lambda: server.context.not_ready_reason() is None)
         yield server

@@ -76,7 +76,7 @@ async def test_series_with_a_reason_are_there_at_zero_before_anything_happens(se
     families = await scrape(server)
     for name, label, values in (
         ("admission_rejections", "reason", {"max_num_queued_reqs", "max_num_queued_tokens"}),
-        ("request_success", "finished_reason", {"stop", "length", "abort", "error"}),
+        ("request_success", "finished_reason", {"stop", "length", "abort", "error", "shed"}),
     ):
         samples = [s for s in families[f"vllm:{name}"].samples if s.name.endswith("_total")]
         assert {s.labels[label]: s.value for s in samples} == dict.fromkeys(values, 0), name

@@ -163,8 +163,7 @@ async def test_a_server_that_drains_finishes_what_runs_and_refuses_the_rest(star
     drained = asyncio.create_task(server.drain())
     await eventually(lambda: server.context.draining)
     status, reply = await server.post(TEXT, {"prompt": "a"})
-    assert (status, reply["error"]["code"]) == (503, "engine_unavailable")
-    assert "shutting down" in reply["error"]["message"]
+    assert (status, reply["error"]["code"]) == (503, "instance_draining")
     assert (await server.get("/readyz"))[0] == 503
     assert (await server.get("/livez"))[0] == 200
     assert (await running)[0] == 200
@@ -179,10 +178,12 @@ async def test_what_runs_when_the_drain_ends_gets_an_error_that_says_so(start: A
     await eventually(lambda: len(server.engine.running) == 2)
     await server.drain()
     status, reply = await waiting
-    assert (status, reply["error"]["code"]) == (503, "shutting_down")
-    assert (
-        json.loads((await stream).strip().split("\n\n")[-1].removeprefix("data: "))["error"]["code"] == "shutting_down"
-    )
+    assert (status, reply["error"]["code"]) == (503, "instance_draining")
+    told = json.loads((await stream).strip().split("\n\n")[-1].removeprefix("data: "))["error"]
+    assert told["code"] == "instance_draining"
+    for error in (reply["error"], told):
+        [choice] = error["resume"]["choices"]
+        assert (choice["generated_token_ids"], choice["text"]) == ([], "")
     await server.nothing_is_left()
 
 
