@@ -76,17 +76,21 @@ def _normed_tokens(
     The mask has a form of which the compiler sees that pieces of 16 bytes are whole.
     """
     column = tl.arange(0, BLOCK)[None, :]
-    normed = ()
+    totals = ()
     for token in tl.static_range(TOKENS):
         inside = column < (token < num_tokens).to(tl.int32) * SIZE
         value = tl.load(x + token * x_stride + column, mask=inside, other=0.0).to(tl.float32)
         value += tl.load(residual + token * residual_stride + column, mask=inside, other=0.0).to(tl.float32)
-        total = value.to(residual_out.dtype.element_ty)
-        if tl.program_id(0) == token % tl.num_programs(0):
-            tl.store(residual_out + token * residual_out_stride + column, total, mask=inside)
-        value = total.to(tl.float32)
+        totals += (value.to(residual_out.dtype.element_ty),)
+    normed = ()
+    for token in tl.static_range(TOKENS):  # after all loads, which so are on their way at once
+        value = totals[token].to(tl.float32)
         scale = tl.rsqrt(tl.sum(value * value, 1, keep_dims=True) / SIZE + eps)
         normed += ((value * scale * gain).to(x.dtype.element_ty),)
+    for token in tl.static_range(TOKENS):
+        if tl.program_id(0) == token % tl.num_programs(0):
+            inside = column < (token < num_tokens).to(tl.int32) * SIZE
+            tl.store(residual_out + token * residual_out_stride + column, totals[token], mask=inside)
     return normed
 
 
