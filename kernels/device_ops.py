@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from appliance_kernels.device_metadata import DeviceMetadata
+from appliance_kernels.triton_kernels import skinny_linear
 from appliance_kernels.triton_kernels.activation import gelu_tanh_and_mul, silu_and_mul
 from appliance_kernels.triton_kernels.attention_configs import decode_config
 from appliance_kernels.triton_kernels.attention_decode import DecodePlan, decode_attention, plan_decode
@@ -15,6 +16,8 @@ from appliance_kernels.triton_kernels.norm import add_rms_norm, rms_norm
 from appliance_kernels.triton_kernels.rotary_kv import rotary_and_write_kv
 
 __all__ = [
+    "add_norm_gated_linear",
+    "add_norm_linear",
     "add_rms_norm",
     "gelu_tanh_and_mul",
     "paged_attention",
@@ -22,6 +25,27 @@ __all__ = [
     "rotary_and_write_kv",
     "silu_and_mul",
 ]
+
+
+def add_norm_linear(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    norm_weight: torch.Tensor,
+    eps: float,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of few rows, one launch: see `skinny_linear.add_norm_linear`."""
+    overlap = skinny_linear.supports_overlap(x.device)
+    return skinny_linear.add_norm_linear(x, residual, norm_weight, eps, weight, bias, overlap=overlap)
+
+
+def add_norm_gated_linear(
+    x: torch.Tensor, residual: torch.Tensor, norm_weight: torch.Tensor, eps: float, weight: torch.Tensor, *, gelu: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of few rows, one launch: see `skinny_linear.add_norm_gated_linear`."""
+    overlap = skinny_linear.supports_overlap(x.device)
+    return skinny_linear.add_norm_gated_linear(x, residual, norm_weight, eps, weight, gelu=gelu, overlap=overlap)
 
 
 def paged_attention(

@@ -15,7 +15,7 @@ import torch
 from appliance_kernels import cpu_attention, cpu_norm, reference
 from appliance_kernels.cpu_norm import PackedNormWeight
 from appliance_kernels.device_metadata import DeviceMetadata
-from appliance_kernels.linear import InvariantWeight, PackedLinearWeight, linear, pack_linear_weight
+from appliance_kernels.linear import InvariantWeight, PackedLinearWeight, is_skinny, linear, pack_linear_weight
 from appliance_kernels.metadata import AttentionMetadata
 
 __all__ = [
@@ -84,6 +84,8 @@ def add_norm_linear(
     bias: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`linear` of `add_rms_norm`: ([T, N], new residual [T, H])."""
+    if is_skinny(x, weight):
+        return _device_ops().add_norm_linear(x, residual, norm_weight, eps, weight, bias)
     normed, residual = add_rms_norm(x, residual, norm_weight, eps)
     return linear(normed, weight, bias), residual
 
@@ -101,6 +103,9 @@ def add_norm_gated_linear(
 
     weight [2·I, H], gate and up one below the other.
     """
+    if is_skinny(x, weight) and bias is None:
+        gelu = activate is gelu_tanh_and_mul
+        return _device_ops().add_norm_gated_linear(x, residual, norm_weight, eps, weight, gelu=gelu)
     gate_up, residual = add_norm_linear(x, residual, norm_weight, eps, weight, bias)
     return activate(gate_up), residual
 

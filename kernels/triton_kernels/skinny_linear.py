@@ -7,6 +7,8 @@ start while the kernel before it still runs (programmatic dependent launch, CUDA
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import triton
 
@@ -22,6 +24,7 @@ MAX_TOKENS = 4
 MAX_NORM_SIZE = 8192
 
 
+@cache
 def supports_overlap(device: torch.device) -> bool:
     """Whether `overlap=True` works on the device: programmatic dependent launch needs sm_90."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)

@@ -34,7 +34,7 @@ def compile_kernels(
         with torch.inference_mode(), torch.cuda.device(device) if on_gpu else nullcontext():
             job()
 
-    jobs = [*_layers(model, kv_caches, decode_step, shares_prefix), *_around(rows, decode_step)]
+    jobs = [*_layers(model, kv_caches, decode_step, shares_prefix), *_around(model, rows, decode_step)]
     with ThreadPoolExecutor(THREADS if on_gpu else 1) as pool:  # Triton's interpreter is not made for threads
         for _ in pool.map(in_thread, jobs):  # raises what a job raised
             pass
@@ -91,9 +91,11 @@ def _ways(decode_step: DecodeStep, device: torch.device, shares_prefix: bool) ->
         yield shared
 
 
-def _around(rows: DeviceRows, decode_step: DecodeStep) -> Iterator[Callable[[], object]]:
+def _around(model: CausalLM, rows: DeviceRows, decode_step: DecodeStep) -> Iterator[Callable[[], object]]:
     """What comes before the layers and after them."""
     device = rows.last_token.device
+    embeddings = model.model.embed_tokens.weight
+    yield lambda: model.compute_logits(torch.zeros(1, embeddings.shape[1], dtype=embeddings.dtype, device=device))
     batch = torch.full((1,), -1, dtype=torch.int32, device=device)
     ids, positions, slots, lengths = torch.zeros(4, 16, dtype=torch.int32, device=device).unbind()
     table = rows.block_table
