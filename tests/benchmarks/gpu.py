@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results.jsonl"))
     parser.add_argument("--settings", type=json.loads, default={}, help="JSON object of settings by name")
     parser.add_argument("--profile", type=Path, help="also write tables of kernels and the device's busy share here")
-    parser.add_argument("--profile-tests", default="T1", help="which of T1, T2, T3, T5 to profile")
+    parser.add_argument("--profile-tests", default="T1", help="which of T1, T1late, T2, T3, T5")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(relativeCreated)6d ms %(message)s", stream=sys.stdout)
     workloads = load_workloads(options.workloads)
@@ -117,6 +117,7 @@ def main() -> None:
 
 PROFILED = {  # test -> the requests, steps before the profile begins, steps in it
     "T1": (lambda workloads: workloads.t1(), 40, 300),
+    "T1late": (lambda workloads: workloads.t1(), 640, 200),
     "T2": (lambda workloads: workloads.t2(n=32), 0, 8),
     "T3": (lambda workloads: workloads.t3(1), 20, 200),
     "T5": (lambda workloads: workloads.t5(), 0, 60),
