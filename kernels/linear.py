@@ -45,7 +45,8 @@ def is_skinny(x: torch.Tensor, weight: object) -> bool:
     launches around it, are all that counts."""
     if not (x.is_cuda and isinstance(weight, torch.Tensor) and 0 < x.shape[0] <= SKINNY_ROWS):
         return False
-    return x.shape[0] == 1 or weight.numel() <= SMALL_WEIGHT
+    fits = weight.dtype == x.dtype and weight.is_contiguous()
+    return fits and (x.shape[0] == 1 or weight.numel() <= SMALL_WEIGHT)
 
 
 def pack_linear_weight(weight: torch.Tensor) -> torch.Tensor | PackedLinearWeight:

@@ -39,6 +39,9 @@ __all__ = [
 ]
 
 
+SKINNY_NORM_SIZE = 8192  # elements that one program can norm beside its product
+
+
 @cache
 def _device_ops() -> ModuleType:
     from appliance_kernels import device_ops  # imports Triton, which a machine without a GPU need not have
@@ -84,7 +87,7 @@ def add_norm_linear(
     bias: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`linear` of `add_rms_norm`: ([T, N], new residual [T, H])."""
-    if is_skinny(x, weight):
+    if is_skinny(x, weight) and x.shape[1] <= SKINNY_NORM_SIZE:
         return _device_ops().add_norm_linear(x, residual, norm_weight, eps, weight, bias)
     normed, residual = add_rms_norm(x, residual, norm_weight, eps)
     return linear(normed, weight, bias), residual
@@ -103,7 +106,7 @@ def add_norm_gated_linear(
 
     weight [2·I, H], gate and up one below the other.
     """
-    if is_skinny(x, weight) and bias is None:
+    if is_skinny(x, weight) and bias is None and x.shape[1] <= SKINNY_NORM_SIZE:
         gelu = activate is gelu_tanh_and_mul
         return _device_ops().add_norm_gated_linear(x, residual, norm_weight, eps, weight, gelu=gelu)
     gate_up, residual = add_norm_linear(x, residual, norm_weight, eps, weight, bias)
