@@ -8,11 +8,13 @@ import socket
 import time
 from collections.abc import MutableMapping
 
+PATIENCE_SECONDS = 0.1  # for a manager that does not read; it is asked from event loops
+
 
 class ServiceManager:
     """systemd, if it started this process with Type=notify; otherwise nobody, and every call does nothing.
 
-    A message that cannot be sent is dropped: a service goes on when its manager is being restarted.
+    A message that cannot be sent is dropped: a service goes on when its manager hangs, or is being restarted.
     """
 
     def __init__(self, address: str | None = None, watchdog_seconds: float | None = None) -> None:
@@ -53,6 +55,7 @@ class ServiceManager:
             return
         message = "\n".join(line.replace("\n", " ") for line in assignments).encode()
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+            channel.settimeout(PATIENCE_SECONDS)
             channel.sendto(message, self._address)
 
 

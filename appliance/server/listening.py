@@ -12,8 +12,8 @@ from appliance.config import ServerSettings
 
 BACKLOG = 1024  # connections that wait to be accepted, as when a few hundred clients begin at once
 
-# What waits in a socket that outlives its servers had better wait a moment longer than be refused by one whose tokenizer
-# is still loading. But not for an engine that is loading a model.
+# What waits in a socket that outlives its servers had better wait a little longer than be refused by one that still has
+# to load its tokenizer. But not for an engine that is loading a model.
 SETTLE_SECONDS = 10.0
 
 

@@ -68,6 +68,13 @@ def test_without_a_manager_or_when_it_is_gone_nothing_happens(tmp_path: Path) ->
     ServiceManager(str(tmp_path / "gone")).ready("Listening")
 
 
+def test_a_manager_that_does_not_read_holds_nobody_up(systemd: socket.socket) -> None:
+    manager = ServiceManager(systemd.getsockname())
+    for _ in range(20):  # more than the kernel keeps, /proc/sys/net/unix/max_dgram_qlen
+        manager.watchdog()
+    assert heard(systemd) == {"WATCHDOG": "1"}
+
+
 def test_the_environment_says_who_listens_and_is_not_handed_on_to_children() -> None:
     environment = {"NOTIFY_SOCKET": "/run/notify", "WATCHDOG_USEC": "30000000", "WATCHDOG_PID": str(os.getpid())}
     manager = service_manager(environment)
