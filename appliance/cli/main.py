@@ -30,6 +30,7 @@ COMMANDS = (
     Command("bench serve", "measure a running server: latencies, throughput, errors", "appliance.cli.bench_serve"),
     Command("bench throughput", "measure the engine alone, without a server", "appliance.cli.bench_throughput"),
     Command("config", "show, explain and check settings", "appliance.cli.config_command"),
+    Command("drain", "finish what can finish, and take nothing else", "appliance.cli.drain"),
     Command("engine", "run an engine without a server, for systemd", "appliance.cli.engine"),
     Command("keys", "make, list, revoke and rotate API keys", "appliance.cli.keys"),
     Command("model inspect", "show what a model is and what it costs", "appliance.cli.model_inspect"),

@@ -36,6 +36,7 @@ class Server:
     http: aiohttp.ClientSession
     openai: openai.AsyncOpenAI
     drain: Callable[[], Awaitable[None]]
+    http_server: HttpServer
 
     @property
     def context(self) -> ServerContext:
@@ -91,7 +92,7 @@ async def running_server(
             http_server.drain(time.monotonic() + app[CONTEXT].settings.server.drain_timeout)
             await http_server.drained()
 
-        server = Server(url, engine, client, app, http, openai_client, drain)
+        server = Server(url, engine, client, app, http, openai_client, drain, http_server)
         if engine_ready and load_tokenizer is None:
             await eventually(lambda: server.context.not_ready_reason() is None)
         yield server
