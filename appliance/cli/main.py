@@ -31,6 +31,7 @@ COMMANDS = (
     Command("bench throughput", "measure the engine alone, without a server", "appliance.cli.bench_throughput"),
     Command("config", "show, explain and check settings", "appliance.cli.config_command"),
     Command("drain", "finish what can finish, and take nothing else", "appliance.cli.drain"),
+    Command("doctor", "look for what is wrong with this machine, and how to mend it", "appliance.cli.doctor"),
     Command("engine", "run an engine without a server, for systemd", "appliance.cli.engine"),
     Command("keys", "make, list, revoke and rotate API keys", "appliance.cli.keys"),
     Command("model inspect", "show what a model is and what it costs", "appliance.cli.model_inspect"),

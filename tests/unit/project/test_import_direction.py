@@ -14,8 +14,9 @@ ROOT = Path(__file__).parents[3]
 MAY_IMPORT = {
     "cli": {
         *("bench", "front", "tls", "server", "keys", "engine", "loading", "models", "text", "config", "protocol"),
-        *("aws", "lifecycle", "log_format", "version"),
+        *("aws", "doctor", "lifecycle", "log_format", "version"),
     },
+    "doctor": {"aws", "keys", "tls", "config"},
     "aws": {"lifecycle", "config"},
     "bench": {"engine", "text", "config", "protocol", "version"},
     "server": {"engine", "keys", "lifecycle", "text", "config", "protocol", "log_format", "version"},
