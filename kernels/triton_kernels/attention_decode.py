@@ -265,7 +265,8 @@ def decode_attention(
 
     q [R, Hq, D], rows and heads of any stride; kv_cache [num_blocks, 2, Hk, block_size, D], contiguous within a block,
     of q's dtype or float8_e4m3fn;
-    block_tables [R, B] int32; seq_lens [R] int32 on the device. A row of length 0 gets zeros. Returns out [R, Hq, D].
+    block_tables [R, B] int32; seq_lens [R] int32 on the device. Rows of length 0 behind the last request pad the batch:
+    what they get means nothing. One among others gets zeros. Returns out [R, Hq, D].
     Can be captured in a CUDA graph: the launch depends on shapes only. `plan` (of the same sliding window) and
     `workspace` are made here if not given; one plan serves all layers of a step.
     """

@@ -54,6 +54,13 @@ def plan_kernel(
 ):
     """Program r places request r among the others, and names it to the programs whose part begins in it."""
     request = tl.program_id(0)
+    # What pads a batch stands behind its last request and is no work: as lines of their own, all with one program, a
+    # few dozen such rows would take longer than the longest of the other parts. Something is left of any batch.
+    end = 1
+    for start in range(0, num_requests, CHUNK):
+        row = start + tl.arange(0, CHUNK)
+        length = tl.load(seq_lens + row, mask=row < num_requests, other=0)
+        end = tl.maximum(end, tl.max(tl.where(length > 0, row + 1, 0)))
     before = 0
     own = 0
     total = 0
@@ -65,8 +72,8 @@ def plan_kernel(
         if HAS_SHARED:
             shared = tl.load(shared_lens + row, mask=here, other=0)
         first = first_token(length, shared, window, HAS_WINDOW, HAS_SHARED)
-        # one unit even of nothing: an empty row of a padded batch gets its zeros like any other output
-        units = tl.where(here, tl.maximum(tl.cdiv(length, UNIT) - first // UNIT, 1), 0)
+        # one unit even of nothing: an empty row among others gets its zeros like any other output
+        units = tl.where(row < end, tl.maximum(tl.cdiv(length, UNIT) - first // UNIT, 1), 0)
         before += tl.sum(tl.where(row < request, units, 0))
         own += tl.sum(tl.where(row == request, units, 0))
         total += tl.sum(units)
@@ -78,7 +85,7 @@ def plan_kernel(
     first_program = tl.cdiv(before * NUM_KV_HEADS, part)
     end_program = tl.cdiv((before + own) * NUM_KV_HEADS, part)
     # programs without a part get the last request, so that none reads what nobody wrote
-    end_program = tl.where(request == num_requests - 1, num_programs, end_program)
+    end_program = tl.where(request == end - 1, num_programs, end_program)
     for start in range(first_program, end_program, CHUNK):
         program = start + tl.arange(0, CHUNK)
         tl.store(first_request + program, tl.zeros([CHUNK], tl.int32) + request, mask=program < end_program)
@@ -106,7 +113,7 @@ def plan_decode(
 ) -> DecodePlan:
     """Divide a batch among the programs: once a step for each sliding window, not once a layer.
 
-    seq_lens [R] int32 on the device (0: an empty row of a padded batch); num_shared_tokens [R] int32, see
+    seq_lens [R] int32 on the device, 0 behind the last request of a padded batch; num_shared_tokens [R] int32, see
     `shared_prefix_decode_attention`. Never waits for the device.
     """
     num_requests = seq_lens.shape[0]

@@ -56,16 +56,25 @@ def test_a_shared_prefix_is_added_to_what_is_each_requests_own(emulated, window)
     check_shared([65, 81, 100, 130, 66], 4, alone=(2,), window=window, decode=CONFIG, **HALF)
 
 
-def test_empty_rows_of_a_padded_batch_become_zeros(emulated):
-    batch = make_batch([(1, 40), (1, 9), (1, 1)], **HALF)
+def test_an_empty_row_becomes_zeros_and_what_pads_the_batch_is_no_work(emulated):
+    batch = make_batch([(1, 40), (1, 9), (1, 1), (1, 5), (1, 7)], **HALF)
     seq_lens = batch.seq_lens.clone()
-    seq_lens[1] = 0
+    seq_lens[[1, 3, 4]] = 0
     tables = batch.tables.clone()
-    tables[1] = -(2**30)
+    tables[[1, 3, 4]] = -(2**30)
     out = batch.poisoned_out()
     decode_attention(batch.q, batch.kv_cache, tables, seq_lens, batch.scale, out=out, config=CONFIG)
     assert out[1].abs().max() == 0
     assert_close(out[[0, 2]], batch.reference()[[0, 2]])
+    assert torch.equal(out[3:].isnan(), batch.poisoned_out()[3:].isnan()), "padding is written"
+
+
+def test_a_batch_of_nothing_but_padding_is_hardly_any_work(emulated):
+    batch = make_batch([(1, 40), (1, 9)], **HALF)
+    out = batch.poisoned_out()
+    nothing = torch.zeros_like(batch.seq_lens)
+    decode_attention(batch.q, batch.kv_cache, batch.tables, nothing, batch.scale, out=out, config=CONFIG)
+    assert torch.equal(out[1:].isnan(), batch.poisoned_out()[1:].isnan())
 
 
 def test_the_portable_kernel_takes_what_hoppers_does_not():
@@ -122,7 +131,7 @@ def test_one_captured_graph_serves_every_length(hopper):
     with torch.cuda.graph(graph):
         step(hopper, out)
     want = torch.empty_like(out)
-    for now in ([1, 2, 3, 4], [3000, 1, 1, 1], [2999, 2899, 1999, 2499], [64, 0, 100, 0]):
+    for now in ([1, 2, 3, 4], [3000, 1, 1, 1], [2999, 2899, 1999, 2499], [64, 0, 100, 1]):
         seq_lens.copy_(torch.tensor(now, dtype=torch.int32))
         out.fill_(torch.nan)
         graph.replay()

@@ -15,8 +15,8 @@ from tests.unit.kernels.paged import random_batch
 
 SMALL_TILES = TileConfig(rows=16, tile=16, num_warps=4, num_stages=2)
 BLOCK_SIZE = 16
-# window, softcap. Compiled, the steps of a softcap are contracted differently in masked and in whole tiles, and the bits
-# differ; no family that is served has one in its attention.
+# window, softcap. Compiled, the steps of a softcap are contracted differently in masked and in whole tiles, and the
+# bits differ; no family that is served has one in its attention.
 VARIANTS = [(None, None), (37, None)]
 
 

@@ -65,14 +65,37 @@ def test_blocks_larger_than_a_tile():
     check_mixed([(40, 150), (1, 20)], block_size=64, window=70)
 
 
-def test_empty_rows_of_a_padded_batch_become_zeros():
-    batch = make_batch([(1, 40), (1, 9), (1, 1)])
+def test_an_empty_row_becomes_zeros_and_what_pads_the_batch_is_no_work():
+    batch = make_batch([(1, 40), (1, 9), (1, 1), (1, 5), (1, 7)])
     seq_lens = batch.seq_lens.clone()
-    seq_lens[1] = 0
+    seq_lens[[1, 3, 4]] = 0
     out = batch.poisoned_out()
     decode_attention(batch.q, batch.kv_cache, batch.tables, seq_lens, batch.scale, out=out, config=SMALL_DECODE)
     assert out[1].abs().max() == 0
     assert_close(out[[0, 2]], batch.reference()[[0, 2]])
+    assert torch.equal(out[3:].isnan(), batch.poisoned_out()[3:].isnan()), "padding is written"
+    starts = plan_decode(seq_lens, 2, SMALL_DECODE).unit_start.tolist()
+    assert starts[3:] == [starts[2] + 1] * 3
+
+
+def test_a_batch_of_nothing_but_padding_is_hardly_any_work():
+    batch = make_batch([(1, 40), (1, 9)])
+    out = batch.poisoned_out()
+    nothing = torch.zeros_like(batch.seq_lens)
+    decode_attention(batch.q, batch.kv_cache, batch.tables, nothing, batch.scale, out=out, config=SMALL_DECODE)
+    assert torch.equal(out[1:].isnan(), batch.poisoned_out()[1:].isnan())
+
+
+@pytest.mark.parametrize("live", [1, 5, 68, 168])
+def test_padding_leaves_the_parts_of_a_batch_as_they_are(live):
+    lengths = torch.randint(100, 1800, (live,), dtype=torch.int32, device=DEVICE)
+    config = dataclasses.replace(SMALL_DECODE, num_programs=264)
+    alone = plan_decode(lengths, 8, config)
+    padded = plan_decode(torch.cat((lengths, torch.zeros(100, dtype=torch.int32, device=DEVICE))), 8, config)
+    assert padded.units_per_program.tolist() == alone.units_per_program.tolist()
+    assert padded.unit_start.tolist() == alone.unit_start.tolist() + [alone.unit_start.tolist()[-1]] * 100
+    busy = -(-int(alone.unit_start[-1]) * 8 // int(alone.units_per_program))
+    assert padded.first_request.tolist()[:busy] == alone.first_request.tolist()[:busy]
 
 
 def test_a_plan_and_a_workspace_serve_many_layers():
@@ -223,7 +246,7 @@ def test_one_captured_graph_serves_every_length():
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()
-    for lengths in ([1, 2, 3, 4], [3000, 1, 1, 1], [2999, 2899, 1999, 2499], [64, 0, 100, 0]):
+    for lengths in ([1, 2, 3, 4], [3000, 1, 1, 1], [2999, 2899, 1999, 2499], [64, 0, 100, 1]):
         seq_lens.copy_(torch.tensor(lengths, dtype=torch.int32))
         out.fill_(torch.nan)
         graph.replay()
