@@ -227,32 +227,11 @@ def decode_inputs(
     return torch.where(real, last_token[row], 0).long(), position, torch.where(real, slots, -1), lengths
 
 
-def token_inputs(
-    rows: torch.Tensor, positions: torch.Tensor, token_ids: torch.Tensor, block_table: torch.Tensor, block_size: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(input ids, slots), each [T], of the tokens at `positions` [T] of requests `rows` [T]; negative rows are padding
-    and get token 0, slot -1. token_ids [rows, max_len], block_table [rows, columns]."""
-    real = rows >= 0
-    row, position = torch.where(real, rows, 0).long(), torch.where(real, positions, 0)
-    slots = block_table[row, position // block_size].long() * block_size + position % block_size
-    return torch.where(real, token_ids[row, position], 0).long(), torch.where(real, slots, -1)
-
-
 def append_tokens(
-    rows: torch.Tensor,
-    sampled: torch.Tensor,
-    last_token: torch.Tensor,
-    num_tokens: torch.Tensor,
-    token_ids: torch.Tensor | None = None,
+    rows: torch.Tensor, sampled: torch.Tensor, last_token: torch.Tensor, num_tokens: torch.Tensor
 ) -> None:
-    """Remember the `sampled` [B] token of each of `rows` [B], in place; padding as in `decode_inputs`.
-
-    A full row of token_ids takes no more.
-    """
+    """Remember the `sampled` [B] token of each of `rows` [B], in place; padding as in `decode_inputs`."""
     real = (rows >= 0) & (num_tokens[rows.clamp(min=0)] > 0)
     row, token = rows[real].long(), sampled[real]
     last_token[row] = token.to(last_token.dtype)
-    if token_ids is not None:
-        fits = num_tokens[row] < token_ids.shape[1]
-        token_ids[row[fits], num_tokens[row[fits]].long()] = token[fits].to(token_ids.dtype)
     num_tokens[row] += 1

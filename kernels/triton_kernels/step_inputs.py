@@ -1,8 +1,7 @@
 """Inputs of a step made on the device from what it remembers of each request, so that a graph can hold a whole step.
 
-Persistent state, one row a request: `last_token`, `num_tokens` (known or sampled), `block_table` [rows, columns]
-int32, and, where it is kept, `token_ids` [rows, max_len] int32. A row that is negative, or whose `num_tokens` is 0,
-stands for padding.
+Persistent state, one row a request: `last_token`, `num_tokens` (known or sampled), `block_table` [rows, columns] int32.
+A row that is negative, or whose `num_tokens` is 0, stands for padding.
 """
 
 from __future__ import annotations
@@ -46,53 +45,13 @@ def _decode_inputs_kernel(
 
 
 @triton.jit(do_not_specialize=["count"])
-def _token_inputs_kernel(
-    rows,
-    positions,
-    token_ids,
-    block_table,
-    input_ids,
-    slot_mapping,
-    count,
-    ids_stride,
-    table_stride,
-    BLOCK_SIZE: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = i < count
-    row = tl.load(rows + i, mask=inside, other=-1).to(tl.int64)
-    real = row >= 0
-    position = tl.load(positions + i, mask=real, other=0).to(tl.int64)
-    token = tl.load(token_ids + row * ids_stride + position, mask=real, other=0)
-    block = tl.load(block_table + row * table_stride + position // BLOCK_SIZE, mask=real, other=0).to(tl.int64)
-    slot = tl.where(real, block * BLOCK_SIZE + position % BLOCK_SIZE, -1)
-    tl.store(input_ids + i, token.to(input_ids.dtype.element_ty), mask=inside)
-    tl.store(slot_mapping + i, slot.to(slot_mapping.dtype.element_ty), mask=inside)
-
-
-@triton.jit(do_not_specialize=["count"])
-def _append_kernel(
-    rows,
-    sampled,
-    last_token,
-    num_tokens,
-    token_ids,
-    count,
-    ids_stride,
-    max_len,
-    KEEP_IDS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+def _append_kernel(rows, sampled, last_token, num_tokens, count, BLOCK: tl.constexpr):
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     row = tl.load(rows + i, mask=i < count, other=-1).to(tl.int64)
     length = tl.load(num_tokens + row, mask=row >= 0, other=0)
     real = length > 0
     token = tl.load(sampled + i, mask=real, other=0)
     tl.store(last_token + row, token.to(last_token.dtype.element_ty), mask=real)
-    if KEEP_IDS:
-        place = token_ids + row * ids_stride + length
-        tl.store(place, token.to(token_ids.dtype.element_ty), mask=real & (length < max_len))
     tl.store(num_tokens + row, length + 1, mask=real)
 
 
@@ -131,64 +90,14 @@ def decode_inputs(
         )
 
 
-def token_inputs(
-    rows: torch.Tensor,
-    positions: torch.Tensor,
-    token_ids: torch.Tensor,
-    block_table: torch.Tensor,
-    block_size: int,
-    input_ids: torch.Tensor,
-    slot_mapping: torch.Tensor,
-) -> None:
-    """Any tokens of any requests: their ids, which may be sampled but unknown to the host, and their slots.
-
-    Meaning as `reference.token_inputs`. rows [T] integers (negative: padding) and positions [T] are given; writes
-    input_ids and slot_mapping, each [T] of any integer dtype; padding gets token 0, slot -1.
-    """
-    count = rows.shape[0]
-    if count:
-        _token_inputs_kernel[(triton.cdiv(count, _BLOCK),)](
-            rows,
-            positions,
-            token_ids,
-            block_table,
-            input_ids,
-            slot_mapping,
-            count,
-            token_ids.stride(0),
-            block_table.stride(0),
-            BLOCK_SIZE=block_size,
-            BLOCK=_BLOCK,
-            num_warps=4,
-        )
-
-
 def append_tokens(
-    rows: torch.Tensor,
-    sampled: torch.Tensor,
-    last_token: torch.Tensor,
-    num_tokens: torch.Tensor,
-    token_ids: torch.Tensor | None = None,
+    rows: torch.Tensor, sampled: torch.Tensor, last_token: torch.Tensor, num_tokens: torch.Tensor
 ) -> None:
-    """Remember the `sampled` [B] token of each of `rows` [B]. Meaning as `reference.append_tokens`.
-
-    A full row of token_ids takes no more tokens, and needs none: the request ends there.
-    """
+    """Remember the `sampled` [B] token of each of `rows` [B]. Meaning as `reference.append_tokens`."""
     count = rows.shape[0]
     if count:
-        ids = last_token if token_ids is None else token_ids
         _append_kernel[(triton.cdiv(count, _BLOCK),)](
-            rows,
-            sampled,
-            last_token,
-            num_tokens,
-            ids,
-            count,
-            ids.stride(0),
-            0 if token_ids is None else token_ids.shape[1],
-            KEEP_IDS=token_ids is not None,
-            BLOCK=_BLOCK,
-            num_warps=4,
+            rows, sampled, last_token, num_tokens, count, BLOCK=_BLOCK, num_warps=4
         )
 
 
