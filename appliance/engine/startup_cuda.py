@@ -178,6 +178,7 @@ def _runner(
         mixed_chunks=plan.shape.mixed_chunks,
         max_context_len_to_capture=settings.performance.max_context_len_to_capture,
         batch_invariant=settings.performance.batch_invariant,
+        async_scheduling=settings.scheduling.async_scheduling,
     )
     return CudaRunner(model, kv_caches, options)
 

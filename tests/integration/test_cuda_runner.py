@@ -70,7 +70,7 @@ class Engines:
             cache.zero_()  # PyTorch's products read what they mask
         return ModelRunner(model, caches, max_num_seqs=MAX_NUM_SEQS, max_model_len=MAX_LEN, block_size=BLOCK_SIZE)
 
-    def cuda_runner(self, device: torch.device) -> CudaRunner:
+    def cuda_runner(self, device: torch.device, *, async_scheduling: bool = True) -> CudaRunner:
         facts = self._facts
         options = RunnerOptions(
             max_num_seqs=MAX_NUM_SEQS,
@@ -84,6 +84,7 @@ class Engines:
             mixed_decodes=(0, 2, 4),
             mixed_tokens=(8, 24),
             mixed_chunks=2,
+            async_scheduling=async_scheduling,
         )
         model = self.load(device)
         runner = CudaRunner(model, self._caches(device), options)
@@ -124,6 +125,18 @@ def test_prompts_in_chunks_beside_decodes_give_the_tokens_of_the_cpu(tmp_path: P
     got = engines.run(prompts, params, DEVICE)
     assert [result.token_ids for result in got] == [result.token_ids for result in want]
     assert all(result.finish_reason == "length" for result in got)
+
+
+def test_without_scheduling_ahead_the_tokens_are_the_same(tmp_path: Path) -> None:
+    engines = Engines(tmp_path, "llama")
+    prompts = prompts_of(1, 9)
+    params = [SamplingParams(max_tokens=3, seed=0, **GREEDY)] * len(prompts)
+    want = engines.run(prompts, params, None)
+    runner = engines.cuda_runner(DEVICE, async_scheduling=False)
+    assert runner.depth == 1
+    config = SchedulerConfig(max_num_seqs=MAX_NUM_SEQS, max_num_batched_tokens=MAX_TOKENS, max_model_len=MAX_LEN)
+    got = run(EngineCore(Scheduler(config, KVCacheManager(NUM_BLOCKS, BLOCK_SIZE)), runner), prompts, params)
+    assert [result.token_ids for result in got] == [result.token_ids for result in want]
 
 
 def test_every_way_of_choosing_a_token_gives_the_tokens_of_the_cpu(tmp_path: Path) -> None:

@@ -29,6 +29,8 @@ from appliance.runner.model import Model
 from appliance.runner.rows import Rows
 from appliance_kernels.triton_kernels.step_inputs import RECORD
 
+MOST_UNDER_WAY = 2  # steps: one that the device works on, and one behind it
+
 # Block table entries that are sent at once; a step with more, which prefix hits can make, sends them in pieces first.
 STAGED_BLOCKS = 65_536
 
@@ -55,8 +57,6 @@ class CudaRunner:
     device left it. kv_caches: one tensor a layer, [num_kernel_blocks, 2, num_kv_heads, kernel_block_size, head_dim].
     """
 
-    depth = 2
-
     def __init__(
         self,
         model: Model,
@@ -65,6 +65,7 @@ class CudaRunner:
         host_tier: HostTier | None = None,
     ) -> None:
         self.options = options
+        self.depth = MOST_UNDER_WAY if options.async_scheduling else 1
         self.device = device = kv_caches[0].device
         self._model = model
         self._kv_caches = list(kv_caches)
@@ -87,7 +88,7 @@ class CudaRunner:
             max_outputs=options.max_num_seqs + options.mixed_chunks,
             batch_invariant=options.batch_invariant,
         )
-        num_slots = self.depth + 1  # one more than may be under way: the host writes while two are read
+        num_slots = MOST_UNDER_WAY + 1  # one more than may be under way: the host writes while two are read
         self._mixed_step = MixedStep(
             model,
             self._kv_caches,
@@ -106,7 +107,7 @@ class CudaRunner:
         self._results = deque(
             torch.empty(2 * options.max_num_seqs, dtype=torch.int32, pin_memory=self._on_gpu) for _ in range(num_slots)
         )
-        self._under_way: deque[InFlight] = deque(maxlen=self.depth)
+        self._under_way: deque[InFlight] = deque(maxlen=MOST_UNDER_WAY)
         self._batch_in_place = b""  # the rows that the decode step's memory holds now
         self._sharing_in_place: Sharing | None = None
 

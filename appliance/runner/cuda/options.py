@@ -34,6 +34,7 @@ class RunnerOptions:
     mixed_chunks: int = 0  # requests with a chunk in such a step, at most
     max_context_len_to_capture: int | None = None  # tokens; longer contexts run eagerly
     batch_invariant: bool = False
+    async_scheduling: bool = True  # the next step is prepared and launched while one runs
 
     def recorded_decode(self, batch: int) -> int | None:
         """The smallest recorded size that holds a batch; None when it runs eagerly."""
