@@ -95,8 +95,8 @@ class SchedulingSettings:
     )
     async_scheduling: bool = setting(
         True,
-        purpose="On a GPU, prepare and launch the next step while this one runs, behind tokens that are not known yet. On "
-        "the CPU a step is synchronous with or without it, as both would compete for the same cores.",
+        purpose="On a GPU, prepare and launch the next step while this one runs, behind tokens that are not known yet. "
+        "On the CPU a step is synchronous with or without it, as both would compete for the same cores.",
         throughput="Hides the scheduler's and the launches' time behind the model's; small models gain most. A request "
         "that ends early costs one step of its row.",
         typical="On; off to debug.",
