@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test setup lint format clean
+.PHONY: help serve test setup lint format deb clean
 
 PYTHON ?= python3
 PORT ?= 8000
@@ -50,6 +50,10 @@ lint: $(DEV_STAMP) ## lint and types
 format: $(DEV_STAMP) ## put the code in shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# With Debian's Python, which the environment in the package is for; nothing of .venv gets into it.
+deb: ## the package for Debian, and a tarball for other machines, in dist/
+	/usr/bin/python3 packaging/build_package.py --output dist $(if $(filter cpu,$(FLAVOUR)),--torch "$(TORCH_CPU)") $(if $(filter cuda,$(FLAVOUR)),--extra gpu)
 
 clean: ## remove the environment and everything built
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
