@@ -126,7 +126,8 @@ class Booted:
     def state(self) -> str:
         """For people, when something did not happen."""
         units = self.systemctl("--no-pager", "status", "pagebox*", "nginx", check=False)
-        front = self.run("sh", "-c", "tail -n 20 /var/log/nginx/*error.log; nginx -t -c /etc/pagebox/nginx.conf 2>&1", check=False)
+        look = "tail -n 20 /var/log/nginx/*error.log; nginx -t -c /etc/pagebox/nginx.conf 2>&1"
+        front = self.run("sh", "-c", look, check=False)
         return f"{units}\n{self.journal('nginx', 40)}\n{self.journal('pagebox*', 60)}\n{front}"
 
 
