@@ -28,7 +28,8 @@ NEEDLESS = (
     "torch/include",
     "torch/share",
     "torch/test",
-    "torch/bin/*[!r]",  # all but torch_shm_manager
+    "torch/bin/*[!r]",
+    "torch/bin/test*",  # all but torch_shm_manager
     "**/tests",
     "**/*.a",
     "**/*.pyi",

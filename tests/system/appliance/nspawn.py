@@ -20,12 +20,13 @@ import psutil
 PACKAGES = "systemd,systemd-sysv,dbus,udev,nginx-light,python3.11,libpython3.11-stdlib,ca-certificates,procps,iproute2"
 ROOT_SECONDS = 300
 BOOT_SECONDS = 60
+ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}  # in there, nothing of this machine's
 
 
 def why_not() -> str | None:
     """Why this machine does not boot another one; None if it does. It takes minutes and memory, so it is asked for."""
-    if "PAGEBOX_SYSTEM_TESTS" not in os.environ:
-        return "is asked for with PAGEBOX_SYSTEM_TESTS=1"
+    if "SYSTEM_TESTS" not in os.environ:
+        return "is asked for with SYSTEM_TESTS=1"
     if os.geteuid() != 0:
         return "needs root"
     for program in ("systemd-nspawn", "mmdebstrap", "nsenter", "dpkg-deb"):
@@ -77,7 +78,9 @@ class Booted:
     def run(self, *command: str, check: bool = True, timeout: float = 120) -> str:
         """What a command in there prints."""
         spaces = ["nsenter", "-t", str(self.pid), "-m", "-u", "-i", "-n", "-p", "-C", "-r", "-w", "--"]
-        done = subprocess.run([*spaces, *command], capture_output=True, text=True, check=False, timeout=timeout)
+        done = subprocess.run(
+            [*spaces, *command], capture_output=True, text=True, check=False, timeout=timeout, env=ENVIRONMENT
+        )
         if check and done.returncode:
             raise AssertionError(f"{command}: {done.stdout}{done.stderr}\n{self.state()}")
         return done.stdout.strip()
@@ -165,6 +168,30 @@ def booted(root: Path, log: Path, binds: dict[Path, str]) -> Iterator[Booted]:
             nspawn.send_signal(signal.SIGKILL)
             nspawn.wait()
         _remove_control_groups()
+
+
+@contextmanager
+def metadata_network(machine: Booted) -> Iterator[list[str]]:
+    """A network in which `machine` finds 169.254.169.254. Yields what a command begins with that runs in it."""
+    name = f"metadata-{machine.pid}"
+    inside = ["nsenter", "-t", str(machine.pid), "-n", "--", "ip"]
+    outside = ["ip", "netns", "exec", name]
+    commands = [
+        ["ip", "netns", "add", name],
+        ["ip", "link", "add", "to-metadata", "type", "veth", "peer", "name", "to-machine", "netns", name],
+        ["ip", "link", "set", "to-metadata", "netns", str(machine.pid)],
+        [*inside, "addr", "add", "169.254.169.1/24", "dev", "to-metadata"],
+        [*inside, "link", "set", "to-metadata", "up"],
+        [*outside, "ip", "addr", "add", "169.254.169.254/24", "dev", "to-machine"],
+        [*outside, "ip", "link", "set", "to-machine", "up"],
+    ]
+    try:
+        for command in commands:
+            subprocess.run(command, check=True)
+        yield outside
+    finally:
+        subprocess.run([*inside, "link", "delete", "to-metadata"], check=False)
+        subprocess.run(["ip", "netns", "delete", name], check=False)
 
 
 def _process_1(nspawn: subprocess.Popen[bytes], log: Path) -> int:

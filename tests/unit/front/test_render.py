@@ -86,8 +86,8 @@ def test_only_the_api_and_two_probes_are_public_also_below_a_root_path() -> None
     assert "metrics" not in "".join(directives(text, "location")) and "/admin" not in text
 
 
-def test_nothing_is_retried_on_one_machine_and_once_on_many() -> None:
-    assert directives(rendered(machine_front(keyed(port=8000))), "proxy_next_upstream") == ["off"]
+def test_a_closed_connection_is_made_again_on_one_machine_and_a_refusal_goes_to_another_once_on_many() -> None:
+    assert directives(rendered(machine_front(keyed(port=8000))), "proxy_next_upstream") == ["error non_idempotent"]
     text = rendered(balancer_front(Settings(), MACHINES))
     assert directives(text, "proxy_next_upstream") == ["error timeout http_503 non_idempotent"]
     assert directives(text, "proxy_next_upstream_tries") == ["2"]
